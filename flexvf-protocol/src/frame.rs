@@ -1,0 +1,147 @@
+//! A bounded newline splitter for QMP, the agent and the control socket, sans-IO.
+//!
+//! Bytes go in as they arrive, whole lines come out. The far side may be hostile: a line longer than
+//! the cap is thrown away up to its newline and reported once, so memory never exceeds the cap and
+//! the stream stays usable. JSON and text encodings are the caller's business; so is the sentinel
+//! byte of `guest-sync-delimited`, which [`LineSplitter::with_reset_byte`] lets through.
+
+use std::collections::VecDeque;
+
+/// The longest QMP line taken: `query-qmp-schema` of QEMU 10 answers 0.3 MiB on one line, and
+/// nothing that FlexVF asks for comes near.
+pub const MAX_QMP_LINE: usize = 10 * 1024 * 1024;
+
+/// The longest line taken from a guest: sixteen interfaces with counters are 8 KiB.
+pub const MAX_AGENT_LINE: usize = 64 * 1024;
+
+/// qemu-ga's sentinel (0xFF is in no UTF-8 text): whatever stands before it is to be forgotten.
+pub const RESET_BYTE: u8 = 0xff;
+
+/// One thing found in the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// A line without its newline, never empty; a trailing carriage return is taken off.
+    Line(Vec<u8>),
+    /// A line was longer than the cap and was dropped.
+    TooLong,
+    /// The reset byte: everything before it in the same line is void.
+    Reset,
+}
+
+/// Splits a byte stream into [`Frame`]s.
+#[derive(Debug)]
+pub struct LineSplitter {
+    line: Vec<u8>,
+    max_line: usize,
+    reset_byte: Option<u8>,
+    skipping: bool,
+    ready: VecDeque<Frame>,
+}
+
+impl LineSplitter {
+    /// A splitter that drops lines of more than `max_line` bytes.
+    pub const fn new(max_line: usize) -> Self {
+        Self {
+            line: Vec::new(),
+            max_line,
+            reset_byte: None,
+            skipping: false,
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// Also reports [`RESET_BYTE`], and forgets the line before it.
+    pub const fn with_reset_byte(mut self) -> Self {
+        self.reset_byte = Some(RESET_BYTE);
+        self
+    }
+
+    /// Takes bytes as they came. Call [`Self::next_frame`] until it is empty before the next push:
+    /// what is ready is bounded by what one push brings.
+    pub fn push(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if Some(byte) == self.reset_byte {
+                self.line.clear();
+                self.skipping = false;
+                self.ready.push_back(Frame::Reset);
+            } else if byte == b'\n' {
+                self.end_line();
+            } else if self.skipping {
+                // The rest of a line that was already reported.
+            } else if self.line.len() == self.max_line {
+                self.line = Vec::new();
+                self.skipping = true;
+                self.ready.push_back(Frame::TooLong);
+            } else {
+                self.line.push(byte);
+            }
+        }
+    }
+
+    /// The oldest frame not yet taken.
+    pub fn next_frame(&mut self) -> Option<Frame> {
+        self.ready.pop_front()
+    }
+
+    /// Bytes of an unfinished line that are held.
+    pub fn pending(&self) -> usize {
+        self.line.len()
+    }
+
+    fn end_line(&mut self) {
+        self.skipping = false;
+        let mut line = std::mem::take(&mut self.line);
+        if line.last() == Some(&b'\r') {
+            line.pop();
+        }
+        if !line.is_empty() {
+            self.ready.push_back(Frame::Line(line));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn all(splitter: &mut LineSplitter, bytes: &[u8]) -> Vec<Frame> {
+        splitter.push(bytes);
+        std::iter::from_fn(|| splitter.next_frame()).collect()
+    }
+
+    #[test]
+    fn a_line_over_the_cap_is_reported_once_and_the_next_one_is_read() {
+        let mut splitter = LineSplitter::new(4);
+        let frames = all(&mut splitter, b"123456789\nok\r\n\n1234\n");
+        let line = |text: &str| Frame::Line(text.into());
+        assert_eq!(frames, [Frame::TooLong, line("ok"), line("1234")]);
+    }
+
+    #[test]
+    fn a_reset_voids_what_stands_before_it() {
+        let mut splitter = LineSplitter::new(64).with_reset_byte();
+        let frames = all(&mut splitter, b"{\"half\": \xff{}\n");
+        assert_eq!(frames, [Frame::Reset, Frame::Line(b"{}".to_vec())]);
+    }
+
+    #[test]
+    fn a_flood_without_newline_holds_no_more_than_the_cap() {
+        let mut splitter = LineSplitter::new(1024);
+        for _ in 0..1000 {
+            all(&mut splitter, &[b'x'; 4096]);
+            assert!(splitter.pending() <= 1024);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn frames_do_not_depend_on_how_bytes_are_cut(bytes: Vec<u8>, cut in 1usize..9) {
+            let mut whole = LineSplitter::new(8).with_reset_byte();
+            let mut parts = LineSplitter::new(8).with_reset_byte();
+            let expected = all(&mut whole, &bytes);
+            let got: Vec<_> = bytes.chunks(cut).flat_map(|part| all(&mut parts, part)).collect();
+            prop_assert_eq!(got, expected);
+        }
+    }
+}

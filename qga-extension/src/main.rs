@@ -1,0 +1,2 @@
+//! qga-extension
+fn main() {}

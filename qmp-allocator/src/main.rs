@@ -1,0 +1,2 @@
+//! qmp-allocator
+fn main() {}

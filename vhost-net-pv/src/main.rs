@@ -1,0 +1,2 @@
+//! vhost-net-pv
+fn main() {}
