@@ -1,2 +1,20 @@
-//! qmp-allocator
-fn main() {}
+//! The `flexvf` command.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use qmp_allocator::cli::Cli;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match cli.run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("flexvf: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

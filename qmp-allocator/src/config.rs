@@ -1,0 +1,16 @@
+//! The daemon's configuration file and the VMs' registration files, parsed and checked.
+//!
+//! Both are TOML, and both refuse unknown keys: a misspelt setting is an error with a line number,
+//! not a default in disguise. What comes out is trusted from here on. Whether the named interfaces,
+//! sockets and functions exist is not asked here: they come and go while the daemon runs.
+
+mod daemon;
+mod raw;
+mod text;
+mod vm;
+
+pub use daemon::{
+    Config, Deadlines, EmulatedPool, MacOrder, Pool, PoolKind, SriovPool, Strategy,
+};
+pub use text::ConfigError;
+pub use vm::{Pin, VmConfig};

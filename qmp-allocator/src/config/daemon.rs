@@ -1,0 +1,128 @@
+//! The daemon's own file.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use flexvf_protocol::PciAddress;
+use serde::Deserialize;
+
+use super::{ConfigError, raw};
+pub use crate::logic::policy::Strategy;
+
+/// Everything the daemon is told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Who deserves a VF. `strategy = "fair"`.
+    pub strategy: Strategy,
+    /// Time between two assignments, the paper's T. `interval_s = 300`.
+    pub interval: Duration,
+    /// Time between two samples of the counters. `sample_interval_s = 10`.
+    pub sample_interval: Duration,
+    /// Where the VMs' registration files are. `vms_dir = "/run/flexvf/vms"`.
+    pub vms_dir: PathBuf,
+    /// What cannot be observed, kept over a restart. `state_file = "/var/lib/flexvf/state.json"`.
+    pub state_file: PathBuf,
+    /// Where `flexvf status` and its like connect. `control_socket = "/run/flexvf/control.sock"`.
+    pub control_socket: PathBuf,
+    /// Switches under way at one time. `max_concurrent_switches = 4`.
+    pub max_concurrent_switches: usize,
+    /// How long each step may take. `[deadlines]`.
+    pub deadlines: Deadlines,
+    /// Where VFs come from, in the order of the file. `[[pool]]`, at least one.
+    pub pools: Vec<Pool>,
+}
+
+/// How long each step of a switch, and each call, may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// Settings of the VF and the driver's bind. `prepare_s = 5`.
+    pub prepare: Duration,
+    /// `device_add`: pins the guest's memory. `plug_s = 30`.
+    pub plug: Duration,
+    /// Until the guest's bond sees the VF up. `join_s = 15`.
+    pub join: Duration,
+    /// Until the guest's bond has given up the VF. `leave_s = 5`.
+    pub leave: Duration,
+    /// Pause for frames in flight after PV is active. `drain_s = 0.2`.
+    pub drain: Duration,
+    /// From `device_del` to `DEVICE_DELETED`. `unplug_s = 20`.
+    pub unplug: Duration,
+    /// Between two `device_del` of one device. `unplug_repeat_s = 6`.
+    pub unplug_repeat: Duration,
+    /// One call of the guest's agent. `agent_s = 2`.
+    pub agent: Duration,
+    /// One QMP command other than `device_add`. `qmp_s = 5`.
+    pub qmp: Duration,
+}
+
+/// A set of VFs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// What VMs and status call it. `name = "default"`.
+    pub name: String,
+    /// What its VFs are.
+    pub kind: PoolKind,
+}
+
+/// What a pool's VFs are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PoolKind {
+    /// Virtual functions of a NIC.
+    Sriov(SriovPool),
+    /// QEMU's own NIC models on TAPs, each in place of a VF.
+    Emulated(EmulatedPool),
+}
+
+/// Virtual functions of one NIC port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SriovPool {
+    /// The PF's interface. `pf = "eth0"`.
+    pub pf: String,
+    /// The VFs to use; all of the PF's when absent. `vfs = ["0000:01:10.0"]`.
+    pub vfs: Option<Vec<PciAddress>>,
+    /// Which MAC address moves when. `mac_order = "own-mac-follow"`.
+    pub mac_order: MacOrder,
+    /// VLAN of the VFs, 0 for none. `vlan = 0`.
+    pub vlan: u16,
+    /// Source address check; left as found when absent. `spoof_check = true`.
+    pub spoof_check: Option<bool>,
+    /// Whether the guest may change the VF's addresses, which this order needs. `trust = true`.
+    pub trust: bool,
+    /// Send limit of each VF in Mbit/s; left as found when absent. `max_tx_rate_mbps = 1000`.
+    pub max_tx_rate_mbps: Option<u32>,
+}
+
+/// QEMU's own NIC models on TAPs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmulatedPool {
+    /// QEMU's device model. `model = "e1000e"`.
+    pub model: String,
+    /// TAP interfaces that exist already, on the guests' bridge; each stands for a VF.
+    /// `taps = ["vf0", "vf1"]`.
+    pub taps: Vec<String>,
+}
+
+/// Which MAC address moves when, in a switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MacOrder {
+    /// The VF is trusted and keeps an admin MAC of its own; the shared MAC moves with the bond's
+    /// active port (`fail_over_mac=follow`).
+    #[default]
+    OwnMacFollow,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the line and what to do.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        raw::load(path)
+    }
+
+    /// The pool of this name.
+    pub fn pool(&self, name: &str) -> Option<&Pool> {
+        self.pools.iter().find(|pool| pool.name == name)
+    }
+}

@@ -1,0 +1,182 @@
+use super::*;
+
+const POOL: &str = "[[pool]]\nkind = \"emulated\"\ntaps = [\"vf0\"]\n";
+
+fn load_text(text: &str) -> Result<Config, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("flexvf.toml");
+    std::fs::write(&path, text).unwrap();
+    let folder = format!("{}/", dir.path().display());
+    Config::load(&path).map_err(|error| error.to_string().replace(&folder, ""))
+}
+
+#[test]
+fn a_pool_alone_is_a_config_and_every_default_is_within_its_bounds() {
+    let config = load_text(POOL).unwrap();
+    let seconds = Duration::from_secs_f64;
+    assert_eq!(config.strategy, Strategy::Fair);
+    assert_eq!(config.interval, seconds(300.0));
+    assert_eq!(config.sample_interval, seconds(10.0));
+    assert_eq!(config.max_concurrent_switches, 4);
+    let expected = Deadlines {
+        prepare: seconds(5.0),
+        plug: seconds(30.0),
+        join: seconds(15.0),
+        leave: seconds(5.0),
+        drain: seconds(0.2),
+        unplug: seconds(20.0),
+        unplug_repeat: seconds(6.0),
+        agent: seconds(2.0),
+        qmp: seconds(5.0),
+    };
+    assert_eq!(config.deadlines, expected);
+    let Some(PoolKind::Emulated(pool)) = config.pool("default").map(|pool| &pool.kind) else {
+        panic!("{config:?}");
+    };
+    assert_eq!((pool.model.as_str(), &*pool.taps), ("e1000e", &["vf0".to_owned()][..]));
+}
+
+#[test]
+fn every_key_is_taken() {
+    let config = load_text(
+        r#"
+        strategy = "activity"
+        interval_s = 10
+        sample_interval_s = 0.5
+        vms_dir = "/tmp/vms"
+        state_file = "/tmp/state.json"
+        control_socket = "/tmp/control"
+        max_concurrent_switches = 63
+        [deadlines]
+        prepare_s = 1
+        plug_s = 600
+        join_s = 60
+        leave_s = 1
+        drain_s = 0
+        unplug_s = 60
+        unplug_repeat_s = 12
+        agent_s = 1
+        qmp_s = 1
+        [[pool]]
+        name = "default"
+        kind = "sriov"
+        pf = "eth0"
+        vfs = ["0000:01:10.0", "0000:01:10.2"]
+        mac_order = "own-mac-follow"
+        vlan = 7
+        spoof_check = false
+        trust = true
+        max_tx_rate_mbps = 1000
+        [[pool]]
+        name = "rest"
+        kind = "sriov"
+        pf = "eth0"
+        vfs = ["0000:01:10.4"]
+        [[pool]]
+        name = "lab"
+        kind = "emulated"
+        model = "igb"
+        taps = ["vf0", "vf1"]
+        "#,
+    )
+    .unwrap();
+    assert_eq!(config.strategy, Strategy::Activity);
+    assert_eq!(config.deadlines.drain, Duration::ZERO);
+    let names: Vec<_> = config.pools.iter().map(|pool| pool.name.as_str()).collect();
+    assert_eq!(names, ["default", "rest", "lab"]);
+    let PoolKind::Sriov(pool) = &config.pools[0].kind else {
+        panic!("{:?}", config.pools[0]);
+    };
+    assert_eq!(pool.vfs.as_ref().map(Vec::len), Some(2));
+    assert_eq!((pool.vlan, pool.spoof_check, pool.trust), (7, Some(false), true));
+    assert_eq!(pool.max_tx_rate_mbps, Some(1000));
+}
+
+#[test]
+fn each_error_is_one_line_with_file_line_and_remedy() {
+    let second = |pool: &str| format!("{POOL}[[pool]]\n{pool}");
+    for (text, error) in [
+        (
+            String::new(),
+            "flexvf.toml: no pool to take VFs from; add a [[pool]] with kind = \"sriov\" and pf, or kind = \"emulated\" and taps",
+        ),
+        (
+            format!("interval_s = 5\n{POOL}"),
+            "flexvf.toml:1: samples 10s apart, decisions 5s; sample at least once in each interval",
+        ),
+        (
+            format!("sample_interval_s = -1\n{POOL}"),
+            "flexvf.toml:1: -1 seconds; give 0.1 to 2592000 seconds",
+        ),
+        (
+            format!("[deadlines]\nunplug_repeat_s = 3\n{POOL}"),
+            "flexvf.toml:2: 3 seconds; give 5.1 to 3600 seconds",
+        ),
+        (
+            format!("max_concurrent_switches = 0\n{POOL}"),
+            "flexvf.toml:1: 0 concurrent switches; give 1 to 1024",
+        ),
+        (
+            second("kind = \"emulated\"\ntaps = [\"vf9\"]\n"),
+            "flexvf.toml:4: a second pool named \"default\"; give each pool a name of its own",
+        ),
+        (
+            second("name = \"b\"\nkind = \"emulated\"\ntaps = [\"vf0\"]\n"),
+            "flexvf.toml:7: TAP vf0 is listed already, in pool \"default\"; list it once",
+        ),
+        (
+            second("name = \"b\"\nkind = \"sriov\"\n"),
+            "flexvf.toml:6: a pool of VFs without their PF; add pf = \"INTERFACE\", the PF's as `ip link` shows it",
+        ),
+        (
+            second("name = \"b\"\nkind = \"sriov\"\npf = \"eth0\"\ntaps = [\"vf1\"]\n"),
+            "flexvf.toml:8: `taps` belongs to pools of kind \"emulated\"; remove it, or correct the pool's kind",
+        ),
+        (
+            second("name = \"b\"\nkind = \"sriov\"\npf = \"eth0\"\ntrust = false\n"),
+            "flexvf.toml:8: mac_order \"own-mac-follow\" without trust; leave it out: the guest's bond moves the shared MAC address to the VF",
+        ),
+        (
+            second("name = \"b\"\nkind = \"sriov\"\npf = \"eth0\"\nvfs = [\"01:10.0\"]\n"),
+            "flexvf.toml:8: \"01:10.0\" is not a PCI address; write domain:bus:device.function such as 0000:01:10.0",
+        ),
+        (
+            second("name = \"b\"\nkind = \"sriov\"\npf = \"eth0\"\nvlan = 4095\n"),
+            "flexvf.toml:8: VLAN 4095; give 1 to 4094, or 0 for none",
+        ),
+        (
+            second(
+                "name = \"b\"\nkind = \"sriov\"\npf = \"eth0\"\n[[pool]]\nname = \"c\"\nkind = \"sriov\"\npf = \"eth0\"\n",
+            ),
+            "flexvf.toml:11: pool \"b\" takes VFs of eth0 too; list the `vfs` of each of the two",
+        ),
+        (
+            second("name = \"b\"\nkind = \"emulated\"\ntaps = []\n"),
+            "flexvf.toml:6: an emulated pool without TAPs; add taps = [\"vf0\", …], existing TAPs on the guests' bridge",
+        ),
+        (
+            format!("vms_dir = \"vms\"\n{POOL}"),
+            "flexvf.toml:1: \"vms\" is a relative path; give it in full, from / on",
+        ),
+    ] {
+        assert_eq!(load_text(&text).unwrap_err(), error);
+    }
+}
+
+#[test]
+fn an_unknown_key_is_refused_by_its_line_in_every_table() {
+    for (text, line) in [
+        (format!("\nintervall_s = 5\n{POOL}"), 2),
+        (format!("[deadlines]\nplug = 5\n{POOL}"), 2),
+        (format!("{POOL}tap = \"vf1\"\n"), 4),
+    ] {
+        let error = load_text(&text).unwrap_err();
+        assert!(error.starts_with(&format!("flexvf.toml:{line}: unknown field")), "{error}");
+    }
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Config::load(Path::new("/no/such/flexvf.toml")).unwrap_err();
+    assert!(error.to_string().starts_with("/no/such/flexvf.toml: "), "{error}");
+}

@@ -1,0 +1,238 @@
+//! A VM's registration file.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use flexvf_protocol::{MacAddr, VmName};
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::ConfigError;
+use super::text::Text;
+pub use crate::logic::policy::Pin;
+
+/// A VM as its file registers it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmConfig {
+    /// The file's name without `.toml`.
+    pub name: VmName,
+    /// The file.
+    pub file: PathBuf,
+    /// `qmp = "/PATH"`: QEMU's QMP socket, for FlexVF alone.
+    pub qmp: PathBuf,
+    /// `agent = "/PATH"`: socket of the agent's port.
+    pub agent: Option<PathBuf>,
+    /// `stats = "/PATH"`: stats page of the PV NIC's backend.
+    pub stats: Option<PathBuf>,
+    /// `mac = "52:54:…"`: the MAC address that the guest is known by.
+    pub mac: MacAddr,
+    /// `pv_interface = "tap0"`: host interface of the PV NIC.
+    pub pv_interface: Option<String>,
+    /// `ports = ["rp1"]`: ids of QEMU's root ports that VFs may be plugged into; at least one.
+    pub ports: Vec<String>,
+    /// `pool = "default"`: which pool its VFs come from.
+    pub pool: String,
+    /// `weight = 1`: share of VF time or rate against other VMs, 1 to 1000.
+    pub weight: u32,
+    /// `pin = "vf"` or `"pv"`: always on one path.
+    pub pin: Option<Pin>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    qmp: Spanned<PathBuf>,
+    agent: Option<Spanned<PathBuf>>,
+    stats: Option<Spanned<PathBuf>>,
+    mac: Spanned<MacAddr>,
+    pv_interface: Option<Spanned<String>>,
+    ports: Spanned<Vec<Spanned<String>>>,
+    pool: Option<String>,
+    weight: Option<Spanned<u32>>,
+    pin: Option<Pin>,
+}
+
+impl VmConfig {
+    /// Reads and checks a registration file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the line and what to do.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let name = stem.parse().map_err(|_| ConfigError {
+            file: path.into(),
+            line: None,
+            what: format!("{stem:?} is not a VM name"),
+            remedy: "name the file by 1 to 64 letters, digits, '.', '_' or '-', then .toml".into(),
+        })?;
+        let text = Text::read(path)?;
+        let raw: Raw = text.parse()?;
+        if !raw.mac.get_ref().is_unicast() {
+            let what = format!("{} is no interface's MAC address", raw.mac.get_ref());
+            let remedy = "give the MAC address of the guest's PV NIC";
+            return Err(text.refuse(&raw.mac, what, remedy));
+        }
+        let socket = |path: &Option<_>| path.as_ref().map(|p| text.socket(p)).transpose();
+        let stats = raw.stats.as_ref().map(|p| text.path(p)).transpose()?;
+        let pv_interface = raw.pv_interface.as_ref().map(|name| text.interface(name));
+        Ok(Self {
+            name,
+            file: path.into(),
+            qmp: text.socket(&raw.qmp)?,
+            agent: socket(&raw.agent)?,
+            stats,
+            mac: *raw.mac.get_ref(),
+            pv_interface: pv_interface.transpose()?,
+            ports: ports(&text, &raw.ports)?,
+            pool: raw.pool.unwrap_or_else(|| "default".into()),
+            weight: weight(&text, raw.weight.as_ref())?,
+            pin: raw.pin,
+        })
+    }
+}
+
+fn ports(text: &Text, ports: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<String>, ConfigError> {
+    let remedy = "list the ids of the VM's empty pcie-root-port devices";
+    let mut seen = BTreeSet::new();
+    for port in ports.get_ref() {
+        let id = port.get_ref();
+        if !is_qemu_id(id) {
+            return Err(text.refuse(port, format!("{id:?} is no id of QEMU's"), remedy));
+        }
+        if !seen.insert(id) {
+            return Err(text.refuse(port, format!("port {id} is listed twice"), remedy));
+        }
+    }
+    if seen.is_empty() {
+        return Err(text.refuse(ports, "no root port for a VF", remedy));
+    }
+    if seen.len() > MAX_PORTS {
+        let what = format!("more than {MAX_PORTS} root ports");
+        return Err(text.refuse(ports, what, "list fewer"));
+    }
+    // In the order of the file: the first empty one is taken.
+    Ok(ports.get_ref().iter().map(|p| p.get_ref().clone()).collect())
+}
+
+fn weight(text: &Text, weight: Option<&Spanned<u32>>) -> Result<u32, ConfigError> {
+    match weight {
+        None => Ok(1),
+        Some(weight) if WEIGHTS.contains(weight.get_ref()) => Ok(*weight.get_ref()),
+        Some(weight) => {
+            let what = format!("weight {}", weight.get_ref());
+            let (least, most) = WEIGHTS.into_inner();
+            Err(text.refuse(weight, what, format!("give {least} to {most}")))
+        }
+    }
+}
+
+/// QEMU's rule for ids: a letter, then letters, digits, '-', '.', '_'.
+fn is_qemu_id(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.len() <= MAX_ID_BYTES
+        && text.chars().all(allowed)
+}
+
+/// Shares further apart than this starve a VM.
+const WEIGHTS: std::ops::RangeInclusive<u32> = 1..=1000;
+/// A q35's root bus has 32 slots of up to 8 ports each.
+const MAX_PORTS: usize = 256;
+const MAX_ID_BYTES: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "qmp = \"/run/web/qmp\"\nmac = \"52:54:00:12:34:56\"\nports = [\"rp1\"]\n";
+
+    fn load(name: &str, text: &str) -> Result<VmConfig, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let folder = format!("{}/", dir.path().display());
+        VmConfig::load(&path).map_err(|error| error.to_string().replace(&folder, ""))
+    }
+
+    #[test]
+    fn three_keys_register_a_vm() {
+        let vm = load("web-1.toml", GOOD).unwrap();
+        assert_eq!(vm.name.as_str(), "web-1");
+        assert_eq!((vm.pool.as_str(), vm.weight, vm.pin), ("default", 1, None));
+        assert_eq!(vm.ports, ["rp1"]);
+    }
+
+    #[test]
+    fn ports_keep_the_order_of_the_file() {
+        let text = GOOD.replace("[\"rp1\"]", "[\"z\", \"a\", \"m\"]");
+        assert_eq!(load("web.toml", &text).unwrap().ports, ["z", "a", "m"]);
+    }
+
+    #[test]
+    fn each_error_is_one_line_with_file_line_and_remedy() {
+        let replaced = |from, to| GOOD.replace(from, to);
+        for (text, error) in [
+            (
+                replaced("52:54:00:12:34:56", "52:54:00"),
+                "web.toml:2: \"52:54:00\" is not a MAC address; write six hexadecimal octets such as 52:54:00:12:34:56",
+            ),
+            (
+                replaced("52:54", "53:54"),
+                "web.toml:2: 53:54:00:12:34:56 is no interface's MAC address; give the MAC address of the guest's PV NIC",
+            ),
+            (
+                replaced("[\"rp1\"]", "[]"),
+                "web.toml:3: no root port for a VF; list the ids of the VM's empty pcie-root-port devices",
+            ),
+            (
+                replaced("rp1", "1 rp"),
+                "web.toml:3: \"1 rp\" is no id of QEMU's; list the ids of the VM's empty pcie-root-port devices",
+            ),
+            (
+                replaced("/run/web/qmp", "qmp.sock"),
+                "web.toml:1: \"qmp.sock\" is a relative path; give it in full, from / on",
+            ),
+            (
+                format!("{GOOD}weight = 0\n"),
+                "web.toml:4: weight 0; give 1 to 1000",
+            ),
+            (
+                format!("{GOOD}pv_interface = \"a/b\"\n"),
+                "web.toml:4: \"a/b\" is no interface name; give 1 to 15 letters, digits, '.', '_' or '-', as `ip link` shows it",
+            ),
+            (
+                format!("{GOOD}pin = \"both\"\n"),
+                "web.toml:4: unknown variant `both`, expected `vf` or `pv`; correct this line",
+            ),
+            (
+                replaced("mac = \"52:54:00:12:34:56\"\n", ""),
+                "web.toml:1: missing field `mac`; add the key",
+            ),
+            (
+                "qmp = \n".into(),
+                "web.toml:1: string values must be quoted, expected literal string; correct this line",
+            ),
+        ] {
+            assert_eq!(load("web.toml", &text).unwrap_err(), error);
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_its_line() {
+        let error = load("web.toml", &format!("{GOOD}\nwieght = 2\n")).unwrap_err();
+        assert!(error.starts_with("web.toml:5: unknown field `wieght`"), "{error}");
+        assert!(error.ends_with("; correct or remove the key"), "{error}");
+    }
+
+    #[test]
+    fn a_file_name_that_is_no_vm_name_is_refused() {
+        let error = load("a b.toml", GOOD).unwrap_err();
+        assert!(error.starts_with("a b.toml: \"a b\" is not a VM name; "), "{error}");
+    }
+
+    #[test]
+    fn an_endless_file_is_not_read_to_its_end() {
+        let error = load("web.toml", &"#".repeat(1 << 20)).unwrap_err();
+        assert_eq!(error, "web.toml: more than 64 KiB; shorten it");
+    }
+}

@@ -1,0 +1,128 @@
+//! The control socket: QMP's own dialect, so that the tools QMP users have work on it.
+//!
+//! Greeting, `qmp_capabilities`, then `execute`; ended switches come as events. Commands:
+//!
+//! | command | answer |
+//! |---|---|
+//! | `query-status` | [`Status`] |
+//! | `query-version` | `{"flexvf": "0.1.0"}` |
+//! | `query-commands` | their names |
+
+mod session;
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tracing::warn;
+
+use crate::logic::status::Status;
+
+/// A question to the daemon.
+#[derive(Debug)]
+pub enum Query {
+    /// Everything, as it is now.
+    Status(oneshot::Sender<Status>),
+}
+
+/// Why there is no control socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Somebody answers there already.
+    #[error("control socket {0}: another flexvf daemon answers there; end it first, or set `control_socket`")]
+    Busy(PathBuf),
+    /// The system's word.
+    #[error("control socket {path}: {cause}; is its folder there and writable?")]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// The system's word.
+        cause: io::Error,
+    },
+}
+
+/// Clients at one time; more wait in the backlog.
+const MAX_CLIENTS: usize = 64;
+/// Questions and events on their way.
+const MAX_WAITING: usize = 64;
+
+/// The listening end.
+#[derive(Debug)]
+pub struct ControlServer {
+    path: PathBuf,
+    listener: UnixListener,
+    queries: mpsc::Receiver<Query>,
+    to_daemon: mpsc::Sender<Query>,
+    events: broadcast::Sender<Arc<str>>,
+    places: Arc<Semaphore>,
+}
+
+impl ControlServer {
+    /// Listens at `path`; a dead daemon's socket is replaced, a living one's is not.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn bind(path: &Path) -> Result<Self, ControlError> {
+        let failed = |cause| ControlError::Io { path: path.to_owned(), cause };
+        if UnixStream::connect(path).await.is_ok() {
+            return Err(ControlError::Busy(path.to_owned()));
+        }
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(failed)?;
+        }
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        // Who may ask may see every VM's traffic.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+        let (to_daemon, queries) = mpsc::channel(MAX_WAITING);
+        let (events, _) = broadcast::channel(MAX_WAITING);
+        let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+        Ok(Self { path: path.to_owned(), listener, queries, to_daemon, events, places })
+    }
+
+    /// The next question; takes in clients meanwhile.
+    pub async fn next(&mut self) -> Query {
+        loop {
+            tokio::select! {
+                Some(query) = self.queries.recv() => return query,
+                accepted = self.listener.accept(), if self.places.available_permits() > 0 => {
+                    self.welcome(accepted.map(|(stream, _)| stream));
+                }
+            }
+        }
+    }
+
+    /// Sends an event to every client that has negotiated.
+    pub fn tell(&self, name: &str, data: &impl Serialize) {
+        let event = serde_json::json!({"event": name, "data": data, "timestamp": session::timestamp()});
+        // Nobody may be listening.
+        let _ = self.events.send(event.to_string().into());
+    }
+
+    fn welcome(&self, accepted: io::Result<UnixStream>) {
+        let stream = match accepted {
+            Ok(stream) => stream,
+            Err(error) => return warn!(%error, "control socket: client not accepted"),
+        };
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return };
+        let session = session::Session::new(self.to_daemon.clone(), self.events.subscribe());
+        tokio::spawn(async move {
+            session.run(stream).await;
+            drop(place);
+        });
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        // A socket left behind does no harm: the next daemon finds that nobody answers.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}

@@ -1,0 +1,301 @@
+//! `flexvf run`: the one place that waits.
+//!
+//! Everything that happens becomes one [`Event`]; the engine answers with [`Command`]s; those go to
+//! the VMs' tasks. Nothing here decides anything, and nothing here waits for a VM.
+
+mod clock;
+mod host;
+mod process;
+mod state;
+mod vm;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flexvf_protocol::VmName;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{Instrument, info, info_span, warn};
+
+use self::clock::{now, sleep_until};
+use self::host::{Host, HostError};
+use self::vm::{Order, Shared, VmTask};
+use crate::config::{Config, PoolKind, VmConfig};
+use crate::control::{ControlError, ControlServer, Query};
+use crate::io::registry::Registry;
+use crate::logic::engine::{Command, Engine, Event, Settings, VmSpec};
+use crate::logic::status::{Problem, Status};
+use crate::logic::switch::{Limits, Outcome, Report};
+
+/// Between two looks at the registration folder.
+const SCAN_PERIOD: Duration = Duration::from_secs(1);
+/// Between two looks at the pools: VFs come and go by an operator's hand only.
+const POOL_PERIOD: Duration = Duration::from_secs(5);
+/// Events on their way from VMs' tasks; a full channel makes the tasks wait, never the daemon.
+const MAX_EVENTS: usize = 1024;
+/// Orders on their way to one VM: an action, and a few looks.
+const MAX_ORDERS: usize = 8;
+/// Speed of a VF's link where nothing better is known: bounds what a guest may claim.
+const LINK_MBPS: u64 = 100_000;
+
+/// Why the daemon could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// No netlink socket.
+    #[error("cannot reach the host's network configuration: {0}")]
+    Host(String),
+    /// No control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// No signal handlers, no runtime.
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// Runs until SIGTERM or SIGINT. VFs stay where they are: the next daemon takes them up.
+///
+/// # Errors
+/// [`DaemonError`] when it cannot start; once it runs, faults of the world are told and lived with.
+pub async fn run(config: Config) -> Result<(), DaemonError> {
+    let mut control = ControlServer::bind(&config.control_socket).await?;
+    let mut daemon = Daemon::new(config)?;
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut scan = interval(SCAN_PERIOD);
+    scan.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut pools = interval(POOL_PERIOD);
+    pools.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    info!(strategy = daemon.config.strategy.name(), interval = ?daemon.config.interval, "FlexVF runs");
+    loop {
+        let wake_at = daemon.engine.wake_at(now());
+        let event = tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            Some(event) = daemon.events.recv() => Some(event),
+            () = sleep_until(wake_at) => Some(Event::Tick),
+            _ = pools.tick() => { daemon.look_at_pools().await; None }
+            _ = scan.tick() => { daemon.scan(); None }
+            query = control.next() => { answer(query, &daemon); None }
+        };
+        if let Some(event) = event {
+            daemon.handle(event, &control);
+        }
+    }
+    info!("FlexVF ends; VFs stay where they are");
+    Ok(())
+}
+
+fn answer(query: Query, daemon: &Daemon) {
+    match query {
+        Query::Status(reply) => {
+            // Whoever asked may have gone.
+            let _ = reply.send(daemon.status());
+        }
+    }
+}
+
+struct Daemon {
+    config: Config,
+    engine: Engine,
+    registry: Registry,
+    shared: Arc<Shared>,
+    vms: BTreeMap<VmName, VmHandle>,
+    problems: Vec<Problem>,
+    events: mpsc::Receiver<Event>,
+    to_daemon: mpsc::Sender<Event>,
+    state: state::Writer,
+    pool_problems: BTreeMap<String, String>,
+}
+
+struct VmHandle {
+    config: Arc<VmConfig>,
+    orders: mpsc::Sender<Order>,
+    task: JoinHandle<()>,
+}
+
+impl Daemon {
+    fn new(config: Config) -> Result<Self, DaemonError> {
+        let (to_daemon, events) = mpsc::channel(MAX_EVENTS);
+        let names: Vec<String> = config.pools.iter().map(|pool| pool.name.clone()).collect();
+        let saved = state::read(&config.state_file);
+        let host = Host::new(&config).map_err(|error: HostError| DaemonError::Host(error.to_string()))?;
+        let shared = Shared {
+            host,
+            deadlines: config.deadlines,
+            sample_interval: config.sample_interval,
+        };
+        Ok(Self {
+            engine: Engine::new(now(), settings(&config), &names, saved),
+            registry: Registry::new(config.vms_dir.clone()),
+            shared: Arc::new(shared),
+            vms: BTreeMap::new(),
+            problems: Vec::new(),
+            events,
+            to_daemon,
+            state: state::Writer::new(config.state_file.clone()),
+            pool_problems: BTreeMap::new(),
+            config,
+        })
+    }
+
+    fn handle(&mut self, event: Event, control: &ControlServer) {
+        for command in self.engine.on(now(), event) {
+            match command {
+                Command::Act { vm, vf, port, action } => self.order(&vm, Order::Act { vf, port, action }),
+                Command::Observe(vm) => self.order(&vm, Order::Observe),
+                Command::Forget(vm) => {
+                    // Its task ends by itself once nobody can give it orders, and cleans up behind it.
+                    self.vms.remove(&vm);
+                    info!(%vm, "VM forgotten");
+                }
+                Command::Save(saved) => {
+                    self.tell_round();
+                    self.state.write(&saved);
+                }
+                Command::Tell(end) => {
+                    let record = &end.record;
+                    let (total_ms, reason) = (record.total_ms, &record.reason);
+                    match &record.outcome {
+                        Outcome::Done => info!(vm = %end.vm, vf = %end.vf, direction = ?record.direction, total_ms, reason, "switched"),
+                        outcome => warn!(vm = %end.vm, vf = %end.vf, direction = ?record.direction, total_ms, reason, ?outcome, "switch failed"),
+                    }
+                    control.tell("FLEXVF_SWITCH_ENDED", &end);
+                }
+            }
+        }
+    }
+
+    fn order(&mut self, vm: &VmName, order: Order) {
+        let sent = self.vms.get(vm).map(|handle| handle.orders.try_send(order));
+        if let Some(Ok(())) = sent {
+            return;
+        }
+        warn!(%vm, "its task takes no orders");
+        let report = Report::Unknown("the VM's task takes no orders".into());
+        // An action must always be answered, or its switch would wait for ever.
+        let _ = self.to_daemon.try_send(Event::Done { vm: vm.clone(), report });
+    }
+
+    fn tell_round(&self) {
+        let status = self.engine.status(now());
+        for vm in &status.vms {
+            let pps = vm.last_interval.as_ref().map(|interval| interval.rate.pps.round());
+            info!(round = status.round, vm = %vm.vm, pps, path = vm.path, reason = vm.reason, "ranked");
+        }
+    }
+
+    /// Registers new VMs, changed ones, and lets the engine know of those that are gone.
+    fn scan(&mut self) {
+        let scan = self.registry.scan().clone();
+        self.tell_problems(&scan.problems);
+        if !scan.changed {
+            return;
+        }
+        let mut events: Vec<Event> = Vec::new();
+        for (name, config) in &scan.vms {
+            let known = self.vms.get(name).is_some_and(|handle| handle.config == *config);
+            if !known {
+                self.adopt_config(name, config);
+            }
+            let spec = VmSpec { pool: config.pool.clone(), pin: config.pin };
+            events.push(Event::Registered { vm: name.clone(), spec });
+        }
+        let gone = self.vms.keys().filter(|name| !scan.vms.contains_key(*name));
+        events.extend(gone.cloned().map(Event::Unregistered));
+        for event in events {
+            // The channel is the daemon's own; a full one is drained before the next scan.
+            if self.to_daemon.try_send(event).is_err() {
+                warn!("too many events at once; the registration folder is read again later");
+                self.registry = Registry::new(self.config.vms_dir.clone());
+                return;
+            }
+        }
+    }
+
+    fn adopt_config(&mut self, name: &VmName, config: &Arc<VmConfig>) {
+        if let Some(handle) = self.vms.get_mut(name) {
+            info!(vm = %name, "registration changed");
+            handle.config = Arc::clone(config);
+            let _ = handle.orders.try_send(Order::Reconfigure(Arc::clone(config)));
+            return;
+        }
+        info!(vm = %name, file = %config.file.display(), "registered");
+        let (orders, task_orders) = mpsc::channel(MAX_ORDERS);
+        let task = VmTask::new(Arc::clone(config), Arc::clone(&self.shared), self.to_daemon.clone(), task_orders);
+        let task = tokio::spawn(task.run().instrument(info_span!("vm", name = %name)));
+        self.vms.insert(name.clone(), VmHandle { config: Arc::clone(config), orders, task });
+    }
+
+    fn tell_problems(&mut self, problems: &[(std::path::PathBuf, String)]) {
+        let now: Vec<Problem> = problems
+            .iter()
+            .map(|(file, text)| Problem { subject: file.display().to_string(), text: text.clone() })
+            .collect();
+        for new in now.iter().filter(|problem| !self.problems.contains(problem)) {
+            warn!("{}", new.text);
+        }
+        self.problems = now;
+    }
+
+    async fn look_at_pools(&mut self) {
+        for pool in self.config.pools.clone() {
+            let (vfs, problem) = match self.shared.host.vfs(&pool).await {
+                Ok(vfs) => (vfs, None),
+                Err(error) => (Vec::new(), Some(format!("pool {:?}: {error}", pool.name))),
+            };
+            let told = self.pool_problems.remove(&pool.name);
+            if let Some(text) = &problem {
+                if told.as_ref() != Some(text) {
+                    warn!("{text}");
+                }
+                self.pool_problems.insert(pool.name.clone(), text.clone());
+            }
+            let _ = self.to_daemon.try_send(Event::Pool { pool: pool.name, vfs, problem });
+        }
+    }
+
+    fn status(&self) -> Status {
+        let mut status = self.engine.status(now());
+        for pool in &mut status.pools {
+            pool.kind = match self.config.pool(&pool.name).map(|pool| &pool.kind) {
+                Some(PoolKind::Emulated(_)) => "emulated",
+                _ => "sriov",
+            };
+        }
+        status.problems.clone_from(&self.problems);
+        let pools = self.pool_problems.iter();
+        status.problems.extend(
+            pools.map(|(pool, text)| Problem { subject: pool.clone(), text: text.clone() }),
+        );
+        status
+    }
+}
+
+impl Drop for VmHandle {
+    fn drop(&mut self) {
+        if self.orders.is_closed() {
+            self.task.abort();
+        }
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    let deadlines = &config.deadlines;
+    Settings {
+        strategy: config.strategy,
+        interval: config.interval,
+        max_concurrent_switches: config.max_concurrent_switches,
+        limits: Limits {
+            join: deadlines.join,
+            drain: deadlines.drain,
+            unplug: deadlines.unplug,
+            unplug_repeat: deadlines.unplug_repeat,
+        },
+        first_look: deadlines.qmp * 2 + SCAN_PERIOD,
+        link_mbps: LINK_MBPS,
+    }
+}

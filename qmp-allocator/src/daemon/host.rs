@@ -1,0 +1,219 @@
+//! The host's side of a switch: VF settings, drivers, and where frames for a guest are sent.
+//!
+//! One [`Host`] serves all VMs; every call is idempotent and ends within its deadline.
+
+use std::time::Duration;
+
+use flexvf_protocol::agent::Path;
+use flexvf_protocol::{MacAddr, PciAddress};
+
+use crate::config::{Config, EmulatedPool, Pool, PoolKind, SriovPool, VmConfig};
+use crate::io::netlink::{Netlink, NetlinkError, VfChange};
+use crate::io::sysfs::{Sysfs, SysfsError};
+use crate::logic::rate::{Count, Trust};
+use crate::logic::vf::VfId;
+use crate::vmm::Backend;
+
+/// See the module's text.
+#[derive(Debug)]
+pub(super) struct Host {
+    pools: Vec<Pool>,
+    sysfs: Sysfs,
+    netlink: Netlink,
+    prepare_deadline: Duration,
+    mac_seed: u64,
+}
+
+/// Why the host did not do it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HostError {
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    #[error(transparent)]
+    Sysfs(#[from] SysfsError),
+    #[error("there is no pool {0:?}; correct `pool` in the VM's file, or add the pool to the configuration")]
+    NoPool(String),
+    #[error("VF {0} is not in pool {1:?} any more")]
+    NoVf(VfId, String),
+    #[error("TAP {0} is in use by another process; leave it out of the pool's `taps`, or end that process")]
+    TapInUse(String),
+    #[error("{0} took longer than {1:?}")]
+    Deadline(&'static str, Duration),
+}
+
+impl Host {
+    pub(super) fn new(config: &Config) -> Result<Self, HostError> {
+        Ok(Self {
+            pools: config.pools.clone(),
+            sysfs: Sysfs::host(),
+            netlink: Netlink::new(config.deadlines.prepare)?,
+            prepare_deadline: config.deadlines.prepare,
+            mac_seed: host_seed(),
+        })
+    }
+
+    /// The VFs of a pool as they are now.
+    pub(super) async fn vfs(&self, pool: &Pool) -> Result<Vec<VfId>, HostError> {
+        match &pool.kind {
+            PoolKind::Sriov(sriov) => {
+                let vfs = self.sriov_vfs(sriov)?;
+                Ok(vfs.into_iter().map(|(_, address)| VfId::new(address)).collect())
+            }
+            PoolKind::Emulated(emulated) => {
+                for tap in &emulated.taps {
+                    self.netlink.link(tap).await?;
+                }
+                Ok(emulated.taps.iter().map(VfId::new).collect())
+            }
+        }
+    }
+
+    /// What a VF of a VM's pool looks like to QEMU.
+    pub(super) fn backend(&self, vm: &VmConfig, vf: &VfId) -> Result<Backend, HostError> {
+        match &self.pool(vm)?.kind {
+            PoolKind::Sriov(_) => Ok(Backend::Vfio { host: address(vm, vf)? }),
+            PoolKind::Emulated(EmulatedPool { model, .. }) => Ok(Backend::Nic {
+                model: model.clone(),
+                tap: vf.to_string(),
+                mac: self.own_mac(vf),
+            }),
+        }
+    }
+
+    /// The MAC address that a VF has for itself, which tells it apart in the guest.
+    pub(super) fn own_mac(&self, vf: &VfId) -> MacAddr {
+        vf.own_mac(self.mac_seed)
+    }
+
+    /// Makes a VF ready to be plugged; fails if somebody else uses it.
+    pub(super) async fn prepare(&self, vm: &VmConfig, vf: &VfId) -> Result<(), HostError> {
+        let work = async {
+            match &self.pool(vm)?.kind {
+                PoolKind::Sriov(sriov) => {
+                    let (index, address) = self.sriov_vf(vm, sriov, vf)?;
+                    // First the driver: it refuses a VF that others use, before anything is changed.
+                    self.sysfs.bind_vfio(address, self.prepare_deadline).await?;
+                    let change = self.settings(sriov, vf);
+                    Ok(self.netlink.set_vf(&sriov.pf, index, &change).await?)
+                }
+                PoolKind::Emulated(_) => {
+                    let link = self.netlink.link(vf.as_str()).await?;
+                    // A TAP has a carrier exactly while a process has it open.
+                    if link.carrier { Err(HostError::TapInUse(link.name)) } else { Ok(()) }
+                }
+            }
+        };
+        let deadline = self.prepare_deadline;
+        tokio::time::timeout(deadline, work)
+            .await
+            .unwrap_or(Err(HostError::Deadline("preparing the VF", deadline)))
+    }
+
+    /// Undoes [`Self::prepare`]: the VF is parked on its own MAC address, untrusted.
+    pub(super) async fn sanitise(&self, vm: &VmConfig, vf: &VfId) -> Result<(), HostError> {
+        let PoolKind::Sriov(sriov) = &self.pool(vm)?.kind else { return Ok(()) };
+        let (index, _) = self.sriov_vf(vm, sriov, vf)?;
+        let parked = VfChange { mac: Some(self.own_mac(vf)), trust: Some(false), ..VfChange::default() };
+        Ok(self.netlink.set_vf(&sriov.pf, index, &parked).await?)
+    }
+
+    /// Sends a guest's frames to one of its paths.
+    ///
+    /// A PF whose VFs are up hands on only what its filters name, so it holds the guest's address
+    /// exactly while the guest is on PV. The bridge points to the PV port, or to the emulated VF's.
+    pub(super) async fn forward(&self, vm: &VmConfig, vf: Option<&VfId>, path: Path) -> Result<(), HostError> {
+        match (&self.pool(vm)?.kind, path, vf) {
+            (PoolKind::Sriov(sriov), Path::Vf, _) => self.netlink.filter_remove(&sriov.pf, vm.mac).await?,
+            (PoolKind::Sriov(sriov), Path::Pv, _) => {
+                self.netlink.filter_add(&sriov.pf, vm.mac).await?;
+                self.point_to_pv(vm).await?;
+            }
+            (PoolKind::Emulated(_), Path::Vf, Some(vf)) => self.netlink.bridge_point(vf.as_str(), vm.mac).await?,
+            (PoolKind::Emulated(_), ..) => {
+                if self.point_to_pv(vm).await?.is_none()
+                    && let Some(vf) = vf
+                {
+                    self.netlink.bridge_unpoint(vf.as_str(), vm.mac).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets where a guest's frames went; its ports may be gone already.
+    pub(super) async fn withdraw(&self, vm: &VmConfig) {
+        if let Ok(Pool { kind: PoolKind::Sriov(sriov), .. }) = self.pool(vm)
+            && let Err(error) = self.netlink.filter_remove(&sriov.pf, vm.mac).await
+        {
+            tracing::warn!(%error, "the PF's filter for this VM was not removed");
+        }
+        if let Some(port) = &vm.pv_interface {
+            let _ = self.netlink.bridge_unpoint(port, vm.mac).await;
+        }
+    }
+
+    /// What the host itself has counted on a VF, if it can: the PF's counters, or the TAP's.
+    pub(super) async fn count(&self, vm: &VmConfig, vf: &VfId, tenure: u64) -> Option<Count> {
+        let counters = match &self.pool(vm).ok()?.kind {
+            PoolKind::Sriov(sriov) => {
+                let (index, _) = self.sriov_vf(vm, sriov, vf).ok()?;
+                let vfs = self.netlink.vfs(&sriov.pf).await.ok()?;
+                vfs.into_iter().find(|settings| settings.index == index)?.counters?
+            }
+            PoolKind::Emulated(_) => self.netlink.link(vf.as_str()).await.ok()?.counters,
+        };
+        let packets = counters.rx_packets.wrapping_add(counters.tx_packets);
+        Some(Count { epoch: tenure, packets, trust: Trust::Host })
+    }
+
+    async fn point_to_pv(&self, vm: &VmConfig) -> Result<Option<()>, HostError> {
+        let Some(port) = &vm.pv_interface else { return Ok(None) };
+        Ok(Some(self.netlink.bridge_point(port, vm.mac).await?))
+    }
+
+    fn settings(&self, sriov: &SriovPool, vf: &VfId) -> VfChange {
+        VfChange {
+            mac: Some(self.own_mac(vf)),
+            trust: Some(sriov.trust),
+            spoof_check: sriov.spoof_check,
+            vlan: (sriov.vlan != 0).then_some((sriov.vlan, 0)),
+            tx_rate_mbps: sriov.max_tx_rate_mbps.map(|most| (0, most)),
+            ..VfChange::default()
+        }
+    }
+
+    fn pool(&self, vm: &VmConfig) -> Result<&Pool, HostError> {
+        let found = self.pools.iter().find(|pool| pool.name == vm.pool);
+        found.ok_or_else(|| HostError::NoPool(vm.pool.clone()))
+    }
+
+    fn sriov_vfs(&self, sriov: &SriovPool) -> Result<Vec<(u32, PciAddress)>, SysfsError> {
+        let pf = self.sysfs.pf(&sriov.pf)?;
+        if pf.num_vfs == 0 {
+            return Err(SysfsError::NoVfs(pf.interface, pf.total_vfs));
+        }
+        let wanted = |address: &PciAddress| sriov.vfs.as_ref().is_none_or(|vfs| vfs.contains(address));
+        let vfs = self.sysfs.vfs(pf.address)?;
+        if let Some(missing) = sriov.vfs.iter().flatten().find(|want| !vfs.iter().any(|vf| vf.address == **want)) {
+            return Err(SysfsError::NoFunction(*missing));
+        }
+        Ok(vfs.into_iter().map(|vf| (vf.index, vf.address)).filter(|(_, at)| wanted(at)).collect())
+    }
+
+    fn sriov_vf(&self, vm: &VmConfig, sriov: &SriovPool, vf: &VfId) -> Result<(u32, PciAddress), HostError> {
+        let wanted = address(vm, vf)?;
+        let found = self.sriov_vfs(sriov)?.into_iter().find(|(_, address)| *address == wanted);
+        found.ok_or_else(|| HostError::NoVf(vf.clone(), vm.pool.clone()))
+    }
+}
+
+fn address(vm: &VmConfig, vf: &VfId) -> Result<PciAddress, HostError> {
+    vf.as_str().parse().map_err(|_| HostError::NoVf(vf.clone(), vm.pool.clone()))
+}
+
+/// Tells this host from others on the same network; without a machine id all hosts are alike.
+fn host_seed() -> u64 {
+    let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let digits = id.trim().get(..16).unwrap_or("0");
+    u64::from_str_radix(digits, 16).unwrap_or(0)
+}

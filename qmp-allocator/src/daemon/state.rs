@@ -1,0 +1,115 @@
+//! The state file: read once at start, written after each decision.
+//!
+//! It is written beside and renamed over, so that it is never seen torn. A file that cannot be read
+//! or written is told and lived without: it holds nothing that a VF or a VM depends on.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tracing::warn;
+
+use crate::logic::engine::Saved;
+
+/// Largest state file taken in: 4096 VMs are well below it.
+const MAX_BYTES: u64 = 4 * 1024 * 1024;
+
+/// What an earlier daemon on this boot of the host left.
+pub(super) fn read(file: &Path) -> Option<Saved> {
+    let text = match read_bounded(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            warn!(file = %file.display(), %error, "state file not read; starting without");
+            return None;
+        }
+    };
+    match serde_json::from_str::<OnDisk>(&text) {
+        Ok(OnDisk { boot_id: written, mut saved }) => {
+            if written != boot_id() {
+                saved.decided_at_ms = None;
+            }
+            Some(saved)
+        }
+        Err(error) => {
+            warn!(file = %file.display(), %error, "state file not understood; starting without");
+            None
+        }
+    }
+}
+
+/// Writes the file in the background, one write at a time.
+pub(super) struct Writer {
+    file: PathBuf,
+}
+
+impl Writer {
+    pub(super) const fn new(file: PathBuf) -> Self {
+        Self { file }
+    }
+
+    pub(super) fn write(&self, saved: &Saved) {
+        let content = OnDisk { boot_id: boot_id(), saved: saved.clone() };
+        let file = self.file.clone();
+        // A slow disk must not keep the daemon from its VMs.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = replace(&file, &content) {
+                warn!(file = %file.display(), %error, "state file not written");
+            }
+        });
+    }
+}
+
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct OnDisk {
+    /// Times in it count from this boot.
+    boot_id: String,
+    saved: Saved,
+}
+
+fn replace(file: &Path, content: &OnDisk) -> io::Result<()> {
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let beside = file.with_extension("new");
+    std::fs::write(&beside, serde_json::to_vec_pretty(content)?)?;
+    std::fs::rename(&beside, file)
+}
+
+fn read_bounded(file: &Path) -> io::Result<String> {
+    let length = std::fs::metadata(file)?.len();
+    if length > MAX_BYTES {
+        return Err(io::Error::other(format!("{length} bytes are too many for a state file")));
+    }
+    std::fs::read_to_string(file)
+}
+
+fn boot_id() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_reads_back_and_a_torn_file_is_lived_without() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("sub/state.json");
+        assert_eq!(read(&file), None);
+        let saved = Saved { round: 7, decided_at_ms: Some(5), ..Saved::default() };
+        replace(&file, &OnDisk { boot_id: boot_id(), saved: saved.clone() }).unwrap();
+        assert_eq!(read(&file), Some(saved));
+        std::fs::write(&file, "{\"boot_id\": \"x\", \"sav").unwrap();
+        assert_eq!(read(&file), None);
+    }
+
+    #[test]
+    fn times_of_an_earlier_boot_are_not_compared_with_this_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("state.json");
+        let saved = Saved { round: 7, decided_at_ms: Some(5), ..Saved::default() };
+        replace(&file, &OnDisk { boot_id: "another".into(), saved }).unwrap();
+        assert_eq!(read(&file).unwrap().decided_at_ms, None);
+    }
+}

@@ -1,0 +1,117 @@
+//! QMP's lines, read with mistrust: what a line is, and what is in it. No I/O.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use super::{QmpError, QmpEvent};
+use crate::io::text::{MAX_MESSAGE_CHARS, sanitized};
+
+/// Events that FlexVF has a use for; all others are dropped unread.
+pub(super) const KNOWN_EVENTS: [&str; 7] = [
+    "DEVICE_DELETED",
+    "DEVICE_UNPLUG_GUEST_ERROR",
+    "RESET",
+    "RESUME",
+    "SHUTDOWN",
+    "STOP",
+    "VSERPORT_CHANGE",
+];
+
+/// The longest answer or event that is decoded. What FlexVF asks for has a few KiB; decoded JSON
+/// takes many times its length.
+const MAX_DECODED: usize = 1024 * 1024;
+
+/// What a line is.
+#[derive(Debug, PartialEq)]
+pub(super) enum Incoming {
+    /// An event that is known.
+    Event(QmpEvent),
+    /// The answer to the command of this id.
+    Answer(u64),
+    /// Anything else: unknown events, answers without id, no JSON.
+    Noise,
+}
+
+/// Tells what a line is, without decoding what it carries unless it is a known event.
+pub(super) fn classify(line: &[u8]) -> Incoming {
+    #[derive(Deserialize)]
+    struct Head {
+        event: Option<String>,
+        id: Option<u64>,
+    }
+    #[derive(Deserialize)]
+    struct Event {
+        #[serde(default)]
+        data: Value,
+    }
+    match serde_json::from_slice(line) {
+        Ok(Head {
+            event: Some(name), ..
+        }) => {
+            if line.len() > MAX_DECODED || !KNOWN_EVENTS.contains(&name.as_str()) {
+                return Incoming::Noise;
+            }
+            serde_json::from_slice(line).map_or(Incoming::Noise, |Event { data }| {
+                Incoming::Event(QmpEvent { name, data })
+            })
+        }
+        Ok(Head { id: Some(id), .. }) => Incoming::Answer(id),
+        _ => Incoming::Noise,
+    }
+}
+
+/// The answer in a line.
+pub(super) fn answer<R: DeserializeOwned>(command: &str, line: &[u8]) -> Result<R, QmpError> {
+    #[derive(Deserialize)]
+    #[serde(bound = "R: DeserializeOwned")]
+    struct Answer<R> {
+        #[serde(rename = "return", default, deserialize_with = "present")]
+        value: Option<R>,
+        error: Option<Refusal>,
+    }
+    #[derive(Deserialize)]
+    struct Refusal {
+        #[serde(default)]
+        class: String,
+        #[serde(default)]
+        desc: String,
+    }
+    let unexpected = |what: &str| QmpError::Protocol(format!("{command}: {what}"));
+    if line.len() > MAX_DECODED {
+        return Err(unexpected("an answer of more than 1 MiB"));
+    }
+    let answer: Answer<R> = serde_json::from_slice(line)
+        .map_err(|cause| unexpected(&sanitized(&cause.to_string(), MAX_MESSAGE_CHARS)))?;
+    match answer {
+        Answer {
+            error: Some(refusal),
+            ..
+        } => Err(QmpError::Refused {
+            command: command.into(),
+            class: sanitized(&refusal.class, MAX_CLASS_CHARS),
+            desc: sanitized(&refusal.desc, MAX_MESSAGE_CHARS),
+        }),
+        Answer {
+            value: Some(value), ..
+        } => Ok(value),
+        _ => Err(unexpected("neither return nor error")),
+    }
+}
+
+/// The version in a greeting, if it is one.
+pub(super) fn greeting(line: &[u8]) -> Option<String> {
+    let greeting: qapi::qmp::QapiCapabilities = serde_json::from_slice(line).ok()?;
+    let version = greeting.QMP.version.qemu;
+    let (major, minor, micro) = (version.major, version.minor, version.micro);
+    Some(format!("{major}.{minor}.{micro}"))
+}
+
+/// A field that is there, even when it is null.
+fn present<'de, D: Deserializer<'de>, R: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<R>, D::Error> {
+    R::deserialize(deserializer).map(Some)
+}
+
+const MAX_CLASS_CHARS: usize = 64;

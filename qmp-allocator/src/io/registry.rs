@@ -1,0 +1,306 @@
+//! The folder of VM registration files.
+//!
+//! Scanned, not watched: a scan of a thousand unchanged files is a thousand `stat` calls, has no
+//! notifications to lose, and works on every file system.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flexvf_protocol::{MacAddr, VmName};
+
+use crate::config::VmConfig;
+
+/// What the folder holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// The VMs whose files are in order.
+    pub vms: BTreeMap<VmName, Arc<VmConfig>>,
+    /// One line for each file (or the folder) that is not, naming the file and what to do.
+    pub problems: Vec<(PathBuf, String)>,
+    /// Whether anything is other than in the scan before.
+    pub changed: bool,
+}
+
+/// The folder, and what was read of it so far.
+#[derive(Debug)]
+pub struct Registry {
+    dir: PathBuf,
+    read: BTreeMap<PathBuf, Entry>,
+    scan: Scan,
+}
+
+/// What was read of one file.
+#[derive(Debug)]
+struct Entry {
+    stamp: Stamp,
+    /// The last content that was in order: a VM does not lose its VF to a slip of an editor.
+    good: Option<Arc<VmConfig>>,
+    problem: Option<String>,
+}
+
+/// Changes whenever a file's content may have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Registry {
+    /// For a folder, which need not exist yet.
+    pub fn new(dir: PathBuf) -> Self {
+        Self {
+            dir,
+            read: BTreeMap::new(),
+            scan: Scan::default(),
+        }
+    }
+
+    /// Looks at every file, and reads those that changed. A VM is gone when its file is; a file that
+    /// cannot be read any more is a problem, and its VM stays as it was.
+    pub fn scan(&mut self) -> &Scan {
+        let mut problems = Vec::new();
+        match files(&self.dir) {
+            Ok(paths) => {
+                if paths.len() > MAX_FILES {
+                    let dir = self.dir.display();
+                    let line =
+                        format!("{dir}: more than {MAX_FILES} files; the last by name are ignored");
+                    problems.push((self.dir.clone(), line));
+                }
+                let paths: Vec<_> = paths.into_iter().take(MAX_FILES).collect();
+                self.read.retain(|path, _| paths.binary_search(path).is_ok());
+                for path in paths {
+                    self.look_at(path);
+                }
+            }
+            Err(cause) => {
+                let dir = self.dir.display();
+                let line = format!("{dir}: {cause}; create it, or correct `vms_dir`");
+                problems.push((self.dir.clone(), line));
+                if cause.kind() == io::ErrorKind::NotFound {
+                    self.read.clear();
+                }
+            }
+        }
+        let scan = self.sorted(problems);
+        self.scan = Scan {
+            changed: scan.vms != self.scan.vms || scan.problems != self.scan.problems,
+            ..scan
+        };
+        &self.scan
+    }
+
+    fn look_at(&mut self, path: PathBuf) {
+        let stamp = match fs::metadata(&path) {
+            Ok(metadata) => Stamp::of(&metadata),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                self.read.remove(&path);
+                return;
+            }
+            // Reading it tells why.
+            Err(_) => Stamp::default(),
+        };
+        let known = self.read.get(&path);
+        if known.is_some_and(|entry| entry.stamp == stamp && stamp != Stamp::default()) {
+            return;
+        }
+        let before = known.and_then(|entry| entry.good.clone());
+        let (good, problem) = match VmConfig::load(&path) {
+            Ok(vm) => (Some(Arc::new(vm)), None),
+            Err(error) if before.is_some() => {
+                let line = format!("{error} (what it said before stays in force)");
+                (before, Some(line))
+            }
+            Err(error) => (None, Some(error.to_string())),
+        };
+        let entry = Entry {
+            stamp,
+            good,
+            problem,
+        };
+        self.read.insert(path, entry);
+    }
+
+    /// Files in order by name; of two that want the same thing the first one has it.
+    fn sorted(&self, problems: Vec<(PathBuf, String)>) -> Scan {
+        let mut scan = Scan {
+            problems,
+            ..Scan::default()
+        };
+        let mut macs: BTreeMap<MacAddr, &Path> = BTreeMap::new();
+        let mut sockets: BTreeMap<&Path, &Path> = BTreeMap::new();
+        for (path, entry) in &self.read {
+            if let Some(line) = &entry.problem {
+                scan.problems.push((path.clone(), line.clone()));
+            }
+            let Some(vm) = &entry.good else { continue };
+            let taken = [
+                (macs.get(&vm.mac), format!("MAC address {}", vm.mac)),
+                (
+                    sockets.get(vm.qmp.as_path()),
+                    format!("QMP socket {}", vm.qmp.display()),
+                ),
+            ];
+            let taken = taken.into_iter().find_map(|(other, what)| Some((*other?, what)));
+            if let Some((other, what)) = taken {
+                let (file, other) = (path.display(), other.display());
+                let line = format!("{file}: {what} is registered by {other} too; change one of them");
+                scan.problems.push((path.clone(), line));
+                continue;
+            }
+            macs.insert(vm.mac, path);
+            sockets.insert(&vm.qmp, path);
+            scan.vms.insert(vm.name.clone(), Arc::clone(vm));
+        }
+        scan
+    }
+}
+
+/// The folder's `.toml` files. Names with a dot first are other programs' half-written ones.
+fn files(dir: &Path) -> io::Result<BTreeSet<PathBuf>> {
+    let mut paths = BTreeSet::new();
+    for entry in fs::read_dir(dir)?.take(MAX_ENTRIES) {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.ends_with(".toml") && !name.starts_with('.') {
+            paths.insert(path);
+        }
+    }
+    Ok(paths)
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            inode: metadata.ino(),
+            length: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// Files taken: four times the VMs that a host is planned for.
+const MAX_FILES: usize = 4096;
+/// Names looked at, whatever they are.
+const MAX_ENTRIES: usize = 4 * MAX_FILES;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm(number: u8) -> String {
+        format!(
+            "qmp = \"/run/{number}/qmp\"\nmac = \"52:54:00:00:00:{number:02x}\"\nports = [\"rp1\"]\n"
+        )
+    }
+
+    fn names(scan: &Scan) -> Vec<&str> {
+        scan.vms.keys().map(VmName::as_str).collect()
+    }
+
+    #[test]
+    fn files_come_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut registry = Registry::new(dir.path().into());
+        assert!(!registry.scan().changed);
+        fs::write(dir.path().join("a.toml"), vm(1)).unwrap();
+        fs::write(dir.path().join("b.toml"), vm(2)).unwrap();
+        fs::write(dir.path().join(".c.toml.tmp"), vm(3)).unwrap();
+        fs::write(dir.path().join("notes.txt"), "hello").unwrap();
+        let scan = registry.scan();
+        assert_eq!((names(scan), scan.problems.len()), (vec!["a", "b"], 0));
+        assert!(scan.changed);
+        assert!(!registry.scan().changed);
+        fs::remove_file(dir.path().join("a.toml")).unwrap();
+        let scan = registry.scan();
+        assert_eq!((names(scan), scan.changed), (vec!["b"], true));
+    }
+
+    #[test]
+    fn a_file_is_read_again_only_when_it_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.toml");
+        fs::write(&path, vm(1)).unwrap();
+        let mut registry = Registry::new(dir.path().into());
+        let first = Arc::clone(registry.scan().vms.values().next().unwrap());
+        let again = Arc::clone(registry.scan().vms.values().next().unwrap());
+        assert!(Arc::ptr_eq(&first, &again));
+        fs::write(&path, vm(1) + "weight = 7\n").unwrap();
+        assert_eq!(registry.scan().vms.values().next().unwrap().weight, 7);
+    }
+
+    #[test]
+    fn a_bad_file_is_a_problem_and_the_others_are_served() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.toml"), "qmp = 1\n").unwrap();
+        fs::write(dir.path().join("b.toml"), vm(2)).unwrap();
+        fs::create_dir(dir.path().join("c.toml")).unwrap();
+        let mut registry = Registry::new(dir.path().into());
+        let scan = registry.scan();
+        assert_eq!(names(scan), ["b"]);
+        let [(_, a), (_, c)] = &scan.problems[..] else {
+            panic!("{:?}", scan.problems);
+        };
+        assert!(a.contains("a.toml:1: "), "{a}");
+        assert!(c.ends_with("c.toml: not a regular file; give a file that can be read"), "{c}");
+    }
+
+    #[test]
+    fn a_slip_in_a_file_does_not_take_the_vm_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.toml");
+        fs::write(&path, vm(1)).unwrap();
+        let mut registry = Registry::new(dir.path().into());
+        registry.scan();
+        fs::write(&path, vm(1) + "weight = \n").unwrap();
+        let scan = registry.scan();
+        assert_eq!((names(scan), scan.problems.len()), (vec!["a"], 1));
+        let line = &scan.problems[0].1;
+        assert!(line.ends_with("(what it said before stays in force)"), "{line}");
+        fs::write(&path, vm(1)).unwrap();
+        assert_eq!(registry.scan().problems, []);
+    }
+
+    #[test]
+    fn of_two_vms_with_one_mac_the_later_is_a_problem_naming_both() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.toml"), vm(1)).unwrap();
+        fs::write(dir.path().join("b.toml"), vm(1).replace("/run/1", "/run/2")).unwrap();
+        fs::write(dir.path().join("c.toml"), vm(3).replace("/run/3", "/run/1")).unwrap();
+        let mut registry = Registry::new(dir.path().into());
+        let scan = registry.scan();
+        assert_eq!(names(scan), ["a"]);
+        let lines: Vec<_> = scan.problems.iter().map(|(_, line)| line.clone()).collect();
+        let dir = dir.path().display();
+        assert_eq!(
+            lines,
+            [
+                format!(
+                    "{dir}/b.toml: MAC address 52:54:00:00:00:01 is registered by {dir}/a.toml too; change one of them"
+                ),
+                format!(
+                    "{dir}/c.toml: QMP socket /run/1/qmp is registered by {dir}/a.toml too; change one of them"
+                ),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_missing_folder_is_a_problem_and_heals() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vms");
+        let mut registry = Registry::new(path.clone());
+        assert_eq!(registry.scan().problems.len(), 1);
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("a.toml"), vm(1)).unwrap();
+        let scan = registry.scan();
+        assert_eq!((names(scan), scan.problems.len()), (vec!["a"], 0));
+    }
+}

@@ -1,0 +1,126 @@
+//! Stats pages of PV backends.
+//!
+//! Read anew for each sample, never mapped: whoever truncates a mapped file kills its readers.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use flexvf_protocol::stats_page::{MAX_PAGE_BYTES, PageError, Snapshot};
+use nix::fcntl::OFlag;
+
+/// Why there is no sample.
+#[derive(Debug, thiserror::Error)]
+pub enum StatsError {
+    /// The file cannot be read.
+    #[error("stats page {path}: {cause}; is the VM's vhost-net-pv running?")]
+    Read {
+        /// The file.
+        path: String,
+        /// The system's word.
+        cause: io::Error,
+    },
+    /// The file is no stats page.
+    #[error("stats page {path}: {cause}; give the file that vhost-net-pv was told to write")]
+    Page {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        cause: PageError,
+    },
+}
+
+/// Reads a page. Does not follow a symbolic link, and does not wait for a FIFO's other end.
+///
+/// # Errors
+/// [`StatsError`] when the file is absent, not a regular file, or not a page.
+pub fn read(path: &Path) -> Result<Snapshot, StatsError> {
+    let shown = || path.display().to_string();
+    let bytes = read_bytes(path).map_err(|cause| StatsError::Read {
+        path: shown(),
+        cause,
+    })?;
+    Snapshot::parse(&bytes).map_err(|cause| StatsError::Page {
+        path: shown(),
+        cause,
+    })
+}
+
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let mut options = OpenOptions::new();
+    let file = options.read(true).custom_flags(flags.bits()).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let length = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
+    let mut bytes = Vec::with_capacity(length.min(MAX_PAGE_BYTES));
+    file.take(MAX_PAGE_BYTES as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flexvf_protocol::stats_page::{
+        Counter, Direction, Header, MAGIC, RING_BYTES, VERSION, page_bytes,
+    };
+
+    fn page() -> Vec<u8> {
+        let mut bytes = vec![0; page_bytes(1)];
+        for (word, value) in [
+            (Header::Magic, MAGIC),
+            (Header::Version, VERSION),
+            (Header::QueuePairs, 1),
+        ] {
+            bytes[word.offset()..word.offset() + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        let at = Counter::Frames.offset(0, Direction::Rx);
+        bytes[at..at + 8].copy_from_slice(&7u64.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_page_is_read_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats");
+        std::fs::write(&path, page()).unwrap();
+        let snapshot = read(&path).unwrap();
+        assert_eq!(snapshot.total(Direction::Rx, Counter::Frames), 7);
+    }
+
+    #[test]
+    fn a_huge_file_is_read_no_further_than_a_page() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats");
+        std::fs::write(&path, page()).unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(1 << 40).unwrap();
+        assert_eq!(read_bytes(&path).unwrap().len(), MAX_PAGE_BYTES);
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_without_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.unwrap().success());
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
+        for path in [fifo, link, dir.path().into(), dir.path().join("absent")] {
+            let error = read(&path).unwrap_err();
+            assert!(matches!(error, StatsError::Read { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_truncated_page_is_an_error_that_names_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats");
+        std::fs::write(&path, &page()[..page_bytes(1) - RING_BYTES]).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains(path.to_str().unwrap()), "{error}");
+    }
+}

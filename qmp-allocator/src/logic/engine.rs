@@ -1,0 +1,527 @@
+//! The whole of the allocator's decisions as one state machine: events in, commands out.
+//!
+//! The daemon feeds it what its adapters saw and carries out what it answers; a simulator can do the
+//! same with a made-up world. The engine believes only what is observed: it adopts devices it finds
+//! in a QEMU, and drops holds that it finds gone. After every event it reconciles each pool anew.
+//!
+//! Left out on purpose: how an action is carried out, how long a single one may take (its report
+//! always comes), and everything that is read from files.
+
+mod saved;
+mod seen;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use flexvf_protocol::VmName;
+
+use super::policy::{self, Candidate, Pin, Strategy};
+use super::rate::{Rate, RateMeter, Sample};
+use super::reconcile::{Desired, Hold, PoolView, Step, VmView, reconcile};
+use super::switch::{Action, Direction, Input, Limits, Outcome, Phase, Record, Report, Tenure};
+use super::vf::VfId;
+pub use saved::Saved;
+pub use seen::{AgentView, Held, VmSpec};
+
+/// What the engine is set to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Who deserves a VF.
+    pub strategy: Strategy,
+    /// The paper's T: between two decisions.
+    pub interval: Duration,
+    /// Most switches under way at once, over all pools.
+    pub max_concurrent_switches: usize,
+    /// Of one switch.
+    pub limits: Limits,
+    /// How long the first looks at the VMs found at start may take before VFs are given away.
+    pub first_look: Duration,
+    /// Speed of a VF's link, megabits per second: bounds what a guest may claim.
+    pub link_mbps: u64,
+}
+
+/// Something that was seen.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Time has passed.
+    Tick,
+    /// A VM is registered, or its registration has changed.
+    Registered {
+        /// Which.
+        vm: VmName,
+        /// What the file says.
+        spec: VmSpec,
+    },
+    /// A VM's registration is gone.
+    Unregistered(VmName),
+    /// A VM's QEMU was asked what it has (after each connection, and when asked for).
+    Observed {
+        /// Which.
+        vm: VmName,
+        /// FlexVF's device in it.
+        held: Option<Held>,
+        /// An empty root port.
+        free_port: Option<String>,
+    },
+    /// A VM's QEMU does not answer, or has ended.
+    Lost {
+        /// Which.
+        vm: VmName,
+        /// The process is known to be gone.
+        exited: bool,
+        /// In words.
+        reason: String,
+    },
+    /// How the agent of a VM is.
+    Agent {
+        /// Which.
+        vm: VmName,
+        /// What is known of it.
+        view: AgentView,
+    },
+    /// A VM's counters were read.
+    Sampled {
+        /// Which.
+        vm: VmName,
+        /// What was read.
+        sample: Sample,
+    },
+    /// A pool was looked at.
+    Pool {
+        /// Which.
+        pool: String,
+        /// Its VFs.
+        vfs: Vec<VfId>,
+        /// What is wrong with it.
+        problem: Option<String>,
+    },
+    /// An action has ended.
+    Done {
+        /// Whose.
+        vm: VmName,
+        /// What came of it.
+        report: Report,
+    },
+    /// QEMU said that a VF's device is gone.
+    Deleted {
+        /// Whose.
+        vm: VmName,
+        /// Which.
+        vf: VfId,
+    },
+}
+
+/// Something to be done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// Carry this out and report by [`Event::Done`], within the action's own deadline.
+    Act {
+        /// For whom.
+        vm: VmName,
+        /// With which VF.
+        vf: VfId,
+        /// In which root port.
+        port: String,
+        /// What.
+        action: Action,
+    },
+    /// Ask QEMU what it has, and report by [`Event::Observed`].
+    Observe(VmName),
+    /// The VM is no more: end its task.
+    Forget(VmName),
+    /// Write this down; it cannot be observed.
+    Save(Saved),
+    /// A switch has ended: tell people.
+    Tell(SwitchEnd),
+}
+
+/// A switch that has ended.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct SwitchEnd {
+    /// Counts all switches since the daemon began.
+    pub n: u64,
+    /// Whose.
+    pub vm: VmName,
+    /// With which VF.
+    pub vf: VfId,
+    /// How it went.
+    #[serde(flatten)]
+    pub record: Record,
+}
+
+/// Ended switches that are remembered for `flexvf status`.
+const MAX_ENDS: usize = 256;
+/// First pause after a failed switch; doubled by each further one.
+const FIRST_BACKOFF: Duration = Duration::from_secs(10);
+/// Longest such pause.
+const MAX_BACKOFF: Duration = Duration::from_secs(600);
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Engine {
+    pub(super) settings: Settings,
+    pub(super) vms: BTreeMap<VmName, Vm>,
+    pub(super) pools: BTreeMap<String, Pool>,
+    pub(super) round: u64,
+    pub(super) ends: VecDeque<SwitchEnd>,
+    ended: u64,
+    /// Of VMs that have not been seen again since the restart.
+    turns_before: BTreeMap<VmName, u64>,
+    began: Duration,
+    next_round: Duration,
+}
+
+#[derive(Debug)]
+pub(super) struct Vm {
+    pub(super) spec: VmSpec,
+    pub(super) qemu: Qemu,
+    pub(super) agent: AgentView,
+    pub(super) meter: RateMeter,
+    pub(super) last_interval: Option<(u64, Rate)>,
+    pub(super) hold: Option<(Held, Tenure)>,
+    pub(super) turns: u64,
+    pub(super) backoff: Backoff,
+    unregistered: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Qemu {
+    Unseen,
+    Up { free_port: Option<String> },
+    Lost(String),
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Backoff {
+    failures: u32,
+    pub(super) until: Duration,
+    pub(super) reason: String,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Pool {
+    pub(super) vfs: BTreeMap<VfId, Backoff>,
+    pub(super) desired: Desired,
+    pub(super) problem: Option<String>,
+    last_served: Option<VmName>,
+}
+
+impl Engine {
+    /// An engine for these pools that takes up what an earlier daemon wrote down.
+    pub fn new(now: Duration, settings: Settings, pools: &[String], saved: Option<Saved>) -> Self {
+        let saved = saved.unwrap_or_default();
+        let next_round = saved.next_round(now, settings.interval);
+        let restored = |name: &String| (name.clone(), saved.pool(name));
+        Self {
+            vms: BTreeMap::new(),
+            pools: pools.iter().map(restored).collect(),
+            round: saved.round,
+            ends: VecDeque::new(),
+            ended: 0,
+            turns_before: saved.turns,
+            began: now,
+            next_round,
+            settings,
+        }
+    }
+
+    /// Takes an event and answers what to do.
+    pub fn on(&mut self, now: Duration, event: Event) -> Vec<Command> {
+        let mut out = Vec::new();
+        match event {
+            Event::Tick => self.on_tick(now, &mut out),
+            Event::Registered { vm, spec } => self.on_registered(vm, spec),
+            Event::Unregistered(vm) => {
+                if let Some(vm) = self.vms.get_mut(&vm) {
+                    vm.unregistered = true;
+                }
+            }
+            Event::Observed { vm, held, free_port } => self.on_observed(now, &vm, held, free_port, &mut out),
+            Event::Lost { vm, exited, reason } => self.on_lost(now, &vm, exited, reason, &mut out),
+            Event::Agent { vm, view } => {
+                if let Some(vm) = self.vms.get_mut(&vm) {
+                    vm.agent = view;
+                }
+            }
+            Event::Sampled { vm, sample } => {
+                if let Some(vm) = self.vms.get_mut(&vm) {
+                    vm.meter.on_sample(sample);
+                }
+            }
+            Event::Pool { pool, vfs, problem } => self.on_pool(&pool, vfs, problem),
+            Event::Done { vm, report } => self.tell_tenure(now, &vm, Input::Done(report), &mut out),
+            Event::Deleted { vm, vf } => {
+                if self.holds(&vm, &vf) {
+                    self.tell_tenure(now, &vm, Input::Deleted, &mut out);
+                }
+            }
+        }
+        self.reconcile(now, &mut out);
+        self.forget_the_gone(&mut out);
+        out
+    }
+
+    /// The next moment at which it wants a [`Event::Tick`].
+    pub fn wake_at(&self, now: Duration) -> Duration {
+        let tenures = self.vms.values().filter_map(|vm| vm.hold.as_ref()?.1.wake_at());
+        let backoffs = self.vms.values().map(|vm| vm.backoff.until);
+        let resting = self.pools.values().flat_map(|pool| pool.vfs.values().map(|vf| vf.until));
+        let first_look = self.began + self.settings.first_look;
+        let pauses = backoffs.chain(resting).chain([first_look]).filter(|until| *until > now);
+        tenures.chain(pauses).fold(self.next_round, Duration::min)
+    }
+
+    /// Ends the round: rates, ranking, and who is to have a VF in the next one.
+    fn on_tick(&mut self, now: Duration, out: &mut Vec<Command>) {
+        let due: Vec<VmName> = self
+            .vms
+            .iter()
+            .filter(|(_, vm)| vm.hold.as_ref().and_then(|hold| hold.1.wake_at()).is_some_and(|at| at <= now))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for vm in due {
+            self.tell_tenure(now, &vm, Input::Tick, out);
+        }
+        if now >= self.next_round {
+            self.decide(now);
+            out.push(Command::Save(self.saved(now)));
+        }
+    }
+
+    fn decide(&mut self, now: Duration) {
+        self.round += 1;
+        self.next_round = now + self.settings.interval;
+        let round = self.round;
+        for vm in self.vms.values_mut() {
+            vm.last_interval = vm.meter.end_interval().map(|rate| (round, rate)).or(vm.last_interval);
+            vm.turns += u64::from(vm.on_vf());
+        }
+        let names: Vec<String> = self.pools.keys().cloned().collect();
+        for name in names {
+            let candidates: Vec<Candidate> = self
+                .members(&name)
+                .filter(|(_, vm)| !vm.unregistered && vm.may_be_ranked())
+                .map(|(vm, it)| Candidate {
+                    vm: vm.clone(),
+                    rate_pps: it.last_interval.map(|(_, rate)| rate.pps),
+                    holds_vf: it.hold.is_some(),
+                    pin: it.spec.pin,
+                })
+                .collect();
+            let usable = self.usable(now, &name);
+            let strategy = self.settings.strategy;
+            if let Some(pool) = self.pools.get_mut(&name) {
+                let ranking = policy::rank(strategy, &candidates, usable, &mut pool.last_served);
+                pool.desired = Desired { winners: usable.min(ranking.len()), ranking };
+            }
+        }
+    }
+
+    fn reconcile(&mut self, now: Duration, out: &mut Vec<Command>) {
+        if !self.first_look_is_over(now) {
+            return;
+        }
+        let names: Vec<String> = self.pools.keys().cloned().collect();
+        for name in names {
+            let seen = self.pool_view(now, &name);
+            let Some(pool) = self.pools.get(&name) else { continue };
+            for step in reconcile(&seen, &pool.desired) {
+                match step {
+                    Step::Give { vm, vf, reason } => self.give(now, &vm, vf, reason, out),
+                    Step::Take { vm, reason } => self.tell_tenure(now, &vm, Input::Take { reason }, out),
+                }
+            }
+        }
+    }
+
+    fn give(&mut self, now: Duration, name: &VmName, vf: VfId, reason: String, out: &mut Vec<Command>) {
+        let limits = self.settings.limits;
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        let Qemu::Up { free_port: Some(port) } = vm.qemu.clone() else { return };
+        let (tenure, action) = Tenure::begin(now, limits, reason);
+        out.push(Command::Act { vm: name.clone(), vf: vf.clone(), port: port.clone(), action });
+        vm.hold = Some((Held { vf, port }, tenure));
+    }
+
+    fn tell_tenure(&mut self, now: Duration, name: &VmName, input: Input, out: &mut Vec<Command>) {
+        let Some((held, tenure)) = self.vms.get_mut(name).and_then(|vm| vm.hold.as_mut()) else {
+            return;
+        };
+        let held = held.clone();
+        if let Some(action) = tenure.on(now, input) {
+            let Held { vf, port } = held.clone();
+            out.push(Command::Act { vm: name.clone(), vf, port, action });
+        }
+        let (record, ended) = (tenure.take_record(), tenure.phase() == Phase::Ended);
+        if let Some(record) = record {
+            self.learn(now, name, &held.vf, &record);
+            self.ended += 1;
+            let end = SwitchEnd { n: self.ended, vm: name.clone(), vf: held.vf, record };
+            self.ends.push_back(end.clone());
+            self.ends.truncate_front(MAX_ENDS);
+            out.push(Command::Tell(end));
+        }
+        if ended && let Some(vm) = self.vms.get_mut(name) {
+            vm.hold = None;
+            // What is there now is asked, not assumed: a port that has become free, a second device.
+            if let Qemu::Up { free_port } = &mut vm.qemu {
+                *free_port = None;
+                out.push(Command::Observe(name.clone()));
+            }
+        }
+    }
+
+    /// A failed switch rests whoever failed: the VF before it was plugged, the VM after.
+    fn learn(&mut self, now: Duration, name: &VmName, vf: &VfId, record: &Record) {
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        let entry = self.pools.get_mut(&vm.spec.pool).and_then(|pool| pool.vfs.get_mut(vf));
+        match &record.outcome {
+            Outcome::Done if record.direction == Direction::ToVf => {
+                vm.backoff = Backoff::default();
+                if let Some(entry) = entry {
+                    *entry = Backoff::default();
+                }
+            }
+            Outcome::Undone(reason) => {
+                let reached = |step| record.steps_ms.iter().any(|(name, _)| *name == step);
+                if reached("plug") {
+                    vm.backoff.fail(now, reason);
+                }
+                if !reached("join") && let Some(entry) = entry {
+                    entry.fail(now, reason);
+                }
+            }
+            Outcome::Done | Outcome::Quarantined(_) => {}
+        }
+    }
+
+    fn forget_the_gone(&mut self, out: &mut Vec<Command>) {
+        self.vms.retain(|name, vm| {
+            let gone = vm.unregistered && vm.hold.is_none();
+            if gone {
+                out.push(Command::Forget(name.clone()));
+            }
+            !gone
+        });
+    }
+
+    pub(super) fn next_round_in(&self, now: Duration) -> Duration {
+        self.next_round.saturating_sub(now)
+    }
+
+    pub(super) fn members(&self, pool: &str) -> impl Iterator<Item = (&VmName, &Vm)> {
+        self.vms.iter().filter(move |(_, vm)| vm.spec.pool == pool)
+    }
+
+    fn pool_view(&self, now: Duration, pool: &str) -> PoolView {
+        let moving = self.vms.values().filter(|vm| vm.is_moving()).count();
+        PoolView {
+            vms: self.members(pool).map(|(name, vm)| vm.view(now, name)).collect(),
+            free: self.free(now, pool),
+            usable: self.usable(now, pool),
+            budget: self.settings.max_concurrent_switches.saturating_sub(moving),
+        }
+    }
+
+    fn free(&self, now: Duration, pool: &str) -> Vec<VfId> {
+        let vfs = self.pools.get(pool).into_iter().flat_map(|pool| &pool.vfs);
+        let free = vfs.filter(|(vf, rest)| rest.until <= now && self.holder(vf).is_none());
+        free.map(|(vf, _)| vf.clone()).collect()
+    }
+
+    fn usable(&self, now: Duration, pool: &str) -> usize {
+        let quarantined = |vm: &Vm| vm.phase().is_some_and(|phase| matches!(phase, Phase::Quarantined(_)));
+        let held = self.members(pool).filter(|(_, vm)| vm.hold.is_some() && !quarantined(vm)).count();
+        self.free(now, pool).len() + held
+    }
+
+    pub(super) fn holder(&self, vf: &VfId) -> Option<(&VmName, &Vm)> {
+        self.vms.iter().find(|(_, vm)| vm.hold.as_ref().is_some_and(|(held, _)| held.vf == *vf))
+    }
+
+    fn holds(&self, vm: &VmName, vf: &VfId) -> bool {
+        self.holder(vf).is_some_and(|(holder, _)| holder == vm)
+    }
+
+    /// Until every VM found at start was looked at once, a VF that looks free may be in one of them.
+    fn first_look_is_over(&self, now: Duration) -> bool {
+        now >= self.began + self.settings.first_look
+            || (!self.vms.is_empty() && self.vms.values().all(|vm| vm.qemu != Qemu::Unseen))
+    }
+}
+
+impl Vm {
+    pub(super) fn phase(&self) -> Option<Phase> {
+        self.hold.as_ref().map(|(_, tenure)| tenure.phase())
+    }
+
+    pub(super) const fn is_up(&self) -> bool {
+        matches!(self.qemu, Qemu::Up { .. })
+    }
+
+    fn on_vf(&self) -> bool {
+        self.phase() == Some(Phase::OnVf)
+    }
+
+    fn is_moving(&self) -> bool {
+        matches!(self.phase(), Some(Phase::ToVf | Phase::ToPv))
+    }
+
+    /// Why it cannot take a VF now, if it cannot.
+    pub(super) fn unready(&self, now: Duration) -> Option<String> {
+        match &self.qemu {
+            Qemu::Unseen => return Some("QEMU not reached yet".into()),
+            Qemu::Lost(reason) => return Some(reason.clone()),
+            Qemu::Up { free_port: None } => return Some("no empty root port".into()),
+            Qemu::Up { .. } => {}
+        }
+        if let Some(reason) = self.agent.unready() {
+            return Some(reason);
+        }
+        (self.backoff.until > now).then(|| format!("rests after a failed switch: {}", self.backoff.reason))
+    }
+
+    /// A VM that is away for a moment keeps its place; one without QEMU or agent has none.
+    fn may_be_ranked(&self) -> bool {
+        self.hold.is_some() || (self.is_up() && self.agent.unready().is_none())
+    }
+
+    fn view(&self, now: Duration, name: &VmName) -> VmView {
+        let hold = match self.phase() {
+            None => Hold::Pv { ready: self.unready(now).is_none() },
+            Some(Phase::OnVf) => Hold::Vf,
+            Some(Phase::ToVf | Phase::Quarantined(_)) => Hold::Arriving,
+            Some(Phase::ToPv | Phase::Ended) => Hold::Leaving,
+        };
+        let must_leave = if self.unregistered {
+            Some("its registration is gone".to_owned())
+        } else {
+            (self.spec.pin == Some(Pin::Pv)).then(|| "pinned to PV".to_owned())
+        };
+        VmView { vm: name.clone(), hold, must_leave }
+    }
+}
+
+impl Backoff {
+    fn fail(&mut self, now: Duration, reason: &str) {
+        let pause = FIRST_BACKOFF.saturating_mul(1 << self.failures.min(16)).min(MAX_BACKOFF);
+        self.failures = self.failures.saturating_add(1);
+        self.until = now + pause;
+        self.reason = reason.to_owned();
+    }
+}
+
+trait TruncateFront {
+    fn truncate_front(&mut self, most: usize);
+}
+
+impl<T> TruncateFront for VecDeque<T> {
+    fn truncate_front(&mut self, most: usize) {
+        while self.len() > most {
+            self.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

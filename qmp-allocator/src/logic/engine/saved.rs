@@ -1,0 +1,68 @@
+//! What cannot be observed after a restart: the last decision, and where the turns stand.
+//!
+//! Losing it costs no VF and no VM: the first decision is made an interval later instead.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use flexvf_protocol::VmName;
+use serde::{Deserialize, Serialize};
+
+use super::{Desired, Engine, Pool};
+use crate::logic::policy::Ranked;
+
+/// The state file's content.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Saved {
+    /// Rounds decided so far.
+    pub round: u64,
+    /// When the last one was, milliseconds since the host's boot.
+    pub decided_at_ms: Option<u64>,
+    /// How many rounds each VM has ended on a VF.
+    pub turns: BTreeMap<VmName, u64>,
+    /// By pool.
+    pub pools: BTreeMap<String, SavedPool>,
+}
+
+/// A pool's last decision.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SavedPool {
+    /// Where the fair strategy stands.
+    pub last_served: Option<VmName>,
+    /// Best first.
+    pub ranking: Vec<Ranked>,
+    /// How many of them were to have a VF.
+    pub winners: usize,
+}
+
+impl Saved {
+    /// The interval that was running goes on, if the host has not booted since.
+    pub(super) fn next_round(&self, now: Duration, interval: Duration) -> Duration {
+        let decided = self.decided_at_ms.map(Duration::from_millis).filter(|at| *at <= now);
+        decided.map_or(now + interval, |at| (at + interval).max(now))
+    }
+
+    pub(super) fn pool(&self, name: &str) -> Pool {
+        let saved = self.pools.get(name).cloned().unwrap_or_default();
+        let desired = Desired { ranking: saved.ranking, winners: saved.winners };
+        Pool { desired, last_served: saved.last_served, ..Pool::default() }
+    }
+}
+
+impl Engine {
+    /// What to write down now.
+    pub(super) fn saved(&self, now: Duration) -> Saved {
+        let pool = |(name, pool): (&String, &Pool)| {
+            let Desired { ranking, winners } = pool.desired.clone();
+            (name.clone(), SavedPool { last_served: pool.last_served.clone(), ranking, winners })
+        };
+        Saved {
+            round: self.round,
+            decided_at_ms: u64::try_from(now.as_millis()).ok(),
+            turns: self.vms.iter().map(|(name, vm)| (name.clone(), vm.turns)).collect(),
+            pools: self.pools.iter().map(pool).collect(),
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! How the engine takes in what was seen of VMs and pools.
+
+use std::time::Duration;
+
+use flexvf_protocol::VmName;
+
+use super::{Backoff, Command, Engine, Input, Pin, Qemu, RateMeter, Tenure, Vm, VfId};
+
+/// What a VM's registration says, as far as decisions depend on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmSpec {
+    /// Its pool.
+    pub pool: String,
+    /// The operator's word.
+    pub pin: Option<Pin>,
+}
+
+/// A VF and the root port that it is in, or is to be in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Which.
+    pub vf: VfId,
+    /// Id of the root port.
+    pub port: String,
+}
+
+/// What is known of the agent in a guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum AgentView {
+    /// Nothing yet.
+    #[default]
+    Unseen,
+    /// Ours, with a bond: the VM can switch.
+    Ready,
+    /// Ours, without a bond: it says why.
+    NoBond(String),
+    /// qemu-ga, or another agent without FlexVF's commands.
+    Stock,
+    /// None that answers; why.
+    Silent(String),
+}
+
+impl AgentView {
+    /// The word for it in `flexvf status`.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Ready | Self::NoBond(_) => "flexvf",
+            Self::Stock => "stock",
+            Self::Unseen | Self::Silent(_) => "none",
+        }
+    }
+
+    /// Why a VM with this agent cannot switch.
+    pub(super) fn unready(&self) -> Option<String> {
+        match self {
+            Self::Ready => None,
+            Self::Unseen => Some("agent not heard yet".into()),
+            Self::NoBond(why) => Some(format!("no bond in the guest: {why}")),
+            Self::Stock => Some("a stock qemu-ga cannot run the bond; install qga-extension in the guest".into()),
+            Self::Silent(why) => Some(format!("agent does not answer: {why}")),
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn on_registered(&mut self, name: VmName, spec: VmSpec) {
+        let link_mbps = self.settings.link_mbps;
+        let turns = self.turns_before.remove(&name).unwrap_or(0);
+        let vm = self.vms.entry(name).or_insert_with(|| Vm {
+            spec: spec.clone(),
+            qemu: Qemu::Unseen,
+            agent: AgentView::default(),
+            meter: RateMeter::new(link_mbps),
+            last_interval: None,
+            hold: None,
+            turns,
+            backoff: Backoff::default(),
+            unregistered: false,
+        });
+        vm.spec = spec;
+        vm.unregistered = false;
+    }
+
+    /// What QEMU has is what counts: devices found are adopted, holds found gone are let go.
+    pub(super) fn on_observed(
+        &mut self,
+        now: Duration,
+        name: &VmName,
+        held: Option<Held>,
+        free_port: Option<String>,
+        out: &mut Vec<Command>,
+    ) {
+        let limits = self.settings.limits;
+        let wins = self.wins(name);
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        vm.qemu = Qemu::Up { free_port };
+        match (&vm.hold, held) {
+            (None, Some(held)) => {
+                let (tenure, action) = Tenure::adopt(now, limits, wins);
+                let Held { vf, port } = held.clone();
+                out.extend(action.map(|action| Command::Act { vm: name.clone(), vf, port, action }));
+                vm.hold = Some((held, tenure));
+            }
+            (Some(_), None) => self.tell_tenure(now, name, Input::Deleted, out),
+            _ => {}
+        }
+    }
+
+    pub(super) fn on_lost(
+        &mut self,
+        now: Duration,
+        name: &VmName,
+        exited: bool,
+        reason: String,
+        out: &mut Vec<Command>,
+    ) {
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        vm.qemu = Qemu::Lost(reason);
+        if exited {
+            vm.agent = AgentView::Unseen;
+            self.tell_tenure(now, name, Input::Exited, out);
+        }
+    }
+
+    pub(super) fn on_pool(&mut self, name: &str, vfs: Vec<VfId>, problem: Option<String>) {
+        let Some(pool) = self.pools.get_mut(name) else { return };
+        let mut known = std::mem::take(&mut pool.vfs);
+        pool.vfs = vfs.into_iter().map(|vf| known.remove_entry(&vf).unwrap_or_else(|| (vf, Backoff::default()))).collect();
+        pool.problem = problem;
+    }
+
+    /// By the last decision; without one, whoever has a VF may keep it.
+    fn wins(&self, name: &VmName) -> bool {
+        let Some(vm) = self.vms.get(name) else { return false };
+        let Some(pool) = self.pools.get(&vm.spec.pool) else { return false };
+        let winners = pool.desired.ranking.iter().take(pool.desired.winners);
+        self.round == 0 || winners.into_iter().any(|ranked| ranked.vm == *name)
+    }
+}

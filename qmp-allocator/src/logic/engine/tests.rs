@@ -1,0 +1,124 @@
+//! The engine against a small made-up world, in virtual time.
+
+mod world;
+
+use super::*;
+use world::World;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn busiest(world: &World) -> Vec<String> {
+    world.on_vf()
+}
+
+#[test]
+fn the_busiest_vms_hold_the_vfs_one_interval_after_each_shift() {
+    let mut world = World::new(Strategy::Activity, 3, 2);
+    world.set_rates(&[900.0, 500.0, 10.0]);
+    world.run(2 * world.interval() + 5 * SECOND);
+    assert_eq!(busiest(&world), ["vm0", "vm1"]);
+    world.set_rates(&[10.0, 500.0, 900.0]);
+    world.run(2 * world.interval());
+    assert_eq!(busiest(&world), ["vm1", "vm2"]);
+    let taken = world.ends.iter().find(|end| end.record.direction == Direction::ToPv).unwrap();
+    assert!(taken.record.reason.contains("rank 3 of 3"), "{}", taken.record.reason);
+}
+
+#[test]
+fn fair_gives_every_vm_equal_turns() {
+    let mut world = World::new(Strategy::Fair, 3, 2);
+    world.run(world.interval() * 7 + 5 * SECOND);
+    let turns: Vec<u64> = world.engine.vms.values().map(|vm| vm.turns).collect();
+    assert_eq!(turns, [4, 4, 4], "six rounds of two VFs");
+}
+
+#[test]
+fn while_vms_are_no_more_than_vfs_all_have_one_at_once() {
+    let mut world = World::new(Strategy::Fair, 2, 2);
+    world.run(5 * SECOND);
+    assert_eq!(world.on_vf(), ["vm0", "vm1"]);
+}
+
+#[test]
+fn new_vms_start_on_pv_when_vfs_are_fewer() {
+    let mut world = World::new(Strategy::Activity, 3, 1);
+    world.run(world.interval() / 2);
+    assert!(world.on_vf().is_empty());
+}
+
+#[test]
+fn the_end_of_qemu_gives_its_vf_to_the_next_in_rank() {
+    let mut world = World::new(Strategy::Activity, 3, 1);
+    world.set_rates(&[900.0, 500.0, 10.0]);
+    world.run(world.interval() + 5 * SECOND);
+    assert_eq!(world.on_vf(), ["vm0"]);
+    world.kill_qemu("vm0");
+    world.run(5 * SECOND);
+    assert_eq!(world.on_vf(), ["vm1"]);
+}
+
+#[test]
+fn a_guest_that_keeps_its_vf_costs_one_vf_and_delays_nobody() {
+    let mut world = World::new(Strategy::Fair, 4, 2);
+    world.run(world.interval() + 5 * SECOND);
+    assert_eq!(world.on_vf(), ["vm0", "vm1"]);
+    world.refuses_unplug = Some("vm0".parse().unwrap());
+    world.run(world.interval());
+    assert!(world.on_vf().contains(&"vm2".to_owned()), "{:?}", world.on_vf());
+    world.run(world.interval());
+    let status = world.engine.status(world.now);
+    let states: Vec<_> = status.pools[0].vfs.iter().map(|vf| vf.state).collect();
+    assert!(states.contains(&"quarantined"), "{states:?}");
+    world.refuses_unplug = None;
+    world.run(world.interval());
+    let status = world.engine.status(world.now);
+    assert!(status.pools[0].vfs.iter().all(|vf| vf.state == "held"), "healed: {:?}", status.pools);
+}
+
+#[test]
+fn a_daemon_killed_at_any_moment_of_a_round_loses_no_vf_and_completes_the_round() {
+    for millis in (0..6000).step_by(130) {
+        let mut world = World::new(Strategy::Activity, 3, 1);
+        world.set_rates(&[900.0, 10.0, 10.0]);
+        world.run(world.interval() + 5 * SECOND);
+        world.set_rates(&[10.0, 900.0, 10.0]);
+        // Into the round that moves the VF from vm0 to vm1.
+        world.run(world.interval() - 5 * SECOND + Duration::from_millis(millis));
+        world.restart_daemon();
+        world.run(world.interval() / 2);
+        assert_eq!(world.on_vf(), ["vm1"], "killed {millis} ms into the round");
+    }
+}
+
+#[test]
+fn a_vm_that_leaves_the_registry_gives_its_vf_back_and_is_forgotten() {
+    let mut world = World::new(Strategy::Activity, 2, 1);
+    world.set_rates(&[900.0, 10.0]);
+    world.run(world.interval() + 5 * SECOND);
+    world.event(Event::Unregistered("vm0".parse().unwrap()));
+    world.run(10 * SECOND);
+    assert_eq!(world.on_vf(), ["vm1"]);
+    assert_eq!(world.engine.vms.len(), 1);
+}
+
+#[test]
+fn a_pin_to_pv_takes_the_vf_at_once() {
+    let mut world = World::new(Strategy::Activity, 1, 1);
+    world.run(5 * SECOND);
+    assert_eq!(world.on_vf(), ["vm0"]);
+    let spec = VmSpec { pool: "default".into(), pin: Some(Pin::Pv) };
+    world.event(Event::Registered { vm: "vm0".parse().unwrap(), spec });
+    world.run(5 * SECOND);
+    assert!(world.on_vf().is_empty());
+}
+
+#[test]
+fn a_vf_that_cannot_be_prepared_rests_and_another_serves() {
+    let mut world = World::new(Strategy::Activity, 3, 2);
+    world.broken_vf = Some(VfId::new("vf0"));
+    world.set_rates(&[900.0, 10.0, 5.0]);
+    world.run(world.interval() + 5 * SECOND);
+    assert_eq!(world.on_vf(), ["vm0"]);
+    let resting = world.engine.status(world.now).pools[0].vfs[0].clone();
+    assert_eq!((resting.state, resting.reason.as_deref()), ("resting", Some("in use by another")));
+}

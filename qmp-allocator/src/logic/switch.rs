@@ -1,0 +1,469 @@
+//! One VM's hold of a VF, from the first preparation to the last restoration: the switch
+//! transaction as a state machine.
+//!
+//! ```text
+//!  Preparing ─▶ Plugging ─▶ Joining ─▶ Activating ─▶ Forwarding ─▶ ON VF
+//!      │            │          │           │             │           │ take
+//!      │            │          └─── undo ──┴──── undo ───┤           │
+//!      │            │                                    ▼           ▼
+//!      │            │     Restoring ─▶ Returning ─▶ Draining ─▶ Releasing
+//!      │            └─ undo, if the device may be there ─▶ Unplugging ◀┘
+//!      │                                                     │   │ deadline
+//!      └────────────── undo ──────────────▶ Sanitising ◀─────┘   ▼
+//!                                               │      ◀── Quarantined
+//!                                               ▼
+//!                                             ended
+//! ```
+//!
+//! Restoring moves the host's forwarding back to PV, Returning the bond. Make before break: the way
+//! to the VF ends with what the guest's packets see (bond, then host), the way back begins with it.
+//! One [`Action`] is under way at a time and always comes back as [`Input::Done`], because whoever
+//! carries it out has a deadline of his own. What a failed action leaves behind is never assumed:
+//! a VF goes back to its pool only once QEMU says that the device is gone and the host's settings
+//! are restored.
+
+use std::time::Duration;
+
+use flexvf_protocol::agent::{Path, VfState};
+
+mod record;
+pub use record::{Direction, Outcome, Record};
+use record::Recorder;
+
+/// How long the machine waits before it gives up, and between repetitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// From the plug to the bond's own view that the VF is up.
+    pub join: Duration,
+    /// After PV is active: frames in flight to the VF still arrive.
+    pub drain: Duration,
+    /// From the first `device_del` to quarantine.
+    pub unplug: Duration,
+    /// Between two `device_del`: more than 5 s, within which a second press of the attention
+    /// button cancels the first (PCIe 6.7.1.5).
+    pub unplug_repeat: Duration,
+}
+
+/// Between two looks at a guest that is taking the VF in.
+const JOIN_POLL: Duration = Duration::from_millis(100);
+/// Between two looks at a quarantined VF.
+const QUARANTINE_POLL: Duration = Duration::from_secs(10);
+
+/// Something to be done to the outside world, for this VM and VF. All are idempotent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Host: set the VF's MAC and the like on the PF, bind it to vfio-pci; or fail and say who uses it.
+    Prepare,
+    /// QEMU: `device_add`.
+    Plug,
+    /// Agent: take the VF into the bond; tells how far it is.
+    Join,
+    /// Agent: make this path the bond's active one.
+    Activate(Path),
+    /// Host: forward the VM's frames to this path (PF filter, bridge FDB).
+    Forward(Path),
+    /// Agent: take the VF out of the bond.
+    Leave,
+    /// QEMU: `device_del`.
+    Unplug,
+    /// QEMU: is the device still there?
+    Look,
+    /// Host: undo what [`Action::Prepare`] did.
+    Sanitise,
+}
+
+/// What came of an action.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// Done.
+    Ok,
+    /// The answer to [`Action::Join`].
+    Vf(VfState),
+    /// The answer to [`Action::Look`], and to an unplug of what is not there.
+    DevicePresent(bool),
+    /// It certainly did not happen.
+    Refused(String),
+    /// No answer in time: it may have happened, or may still.
+    Unknown(String),
+}
+
+/// What the machine is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// The action that was under way has ended.
+    Done(Report),
+    /// QEMU said DEVICE_DELETED.
+    Deleted,
+    /// QEMU has ended: the kernel has closed the device.
+    Exited,
+    /// Take the VF back.
+    Take {
+        /// In words, for people.
+        reason: String,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// Where the machine stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Preparing,
+    Plugging,
+    Joining { deadline: Duration, next_ask: Option<Duration> },
+    Activating,
+    Forwarding,
+    OnVf,
+    Restoring,
+    Returning,
+    Draining { until: Duration },
+    Releasing,
+    Unplugging { deadline: Duration, repeat_at: Duration },
+    Quarantined { reason: String, look_at: Duration },
+    Sanitising,
+    SanitiseFailed { reason: String, retry_at: Duration },
+    Ended,
+}
+
+/// What the rest of the program may know of a tenure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// On its way to the VF.
+    ToVf,
+    /// The VM runs over the VF.
+    OnVf,
+    /// On its way back to PV.
+    ToPv,
+    /// QEMU or the host has not let go of the VF.
+    Quarantined(String),
+    /// The VF is back in its pool.
+    Ended,
+}
+
+/// One VM's hold of one VF.
+#[derive(Debug, Clone)]
+pub struct Tenure {
+    limits: Limits,
+    state: State,
+    /// An action is out and has not come back.
+    busy: bool,
+    /// QEMU has said that the device is gone, or has ended itself.
+    device_gone: bool,
+    recorder: Recorder,
+}
+
+impl Tenure {
+    /// Begins a switch to the VF; `reason` is for people.
+    pub fn begin(now: Duration, limits: Limits, reason: String) -> (Self, Action) {
+        let recorder = Recorder::begin(now, Direction::ToVf, reason);
+        let mut tenure = Self::new(limits, State::Preparing, recorder);
+        tenure.enter(now, State::Preparing);
+        let action = tenure.act(Action::Prepare);
+        (tenure, action)
+    }
+
+    /// Takes up a hold that an earlier daemon left: the device is in QEMU, the rest is found out.
+    /// With `keep`, the switch to the VF is completed; else the VF counts as held until it is taken.
+    pub fn adopt(now: Duration, limits: Limits, keep: bool) -> (Self, Option<Action>) {
+        let recorder = Recorder::begin(now, Direction::ToVf, "found plugged at start".into());
+        let mut tenure = Self::new(limits, State::OnVf, recorder);
+        let action = keep.then(|| tenure.join(now));
+        if !keep {
+            tenure.recorder.close();
+        }
+        (tenure, action)
+    }
+
+    const fn new(limits: Limits, state: State, recorder: Recorder) -> Self {
+        Self { limits, state, busy: false, device_gone: false, recorder }
+    }
+
+    /// Where the tenure stands.
+    pub fn phase(&self) -> Phase {
+        match &self.state {
+            State::OnVf => Phase::OnVf,
+            State::Quarantined { reason, .. } | State::SanitiseFailed { reason, .. } => {
+                Phase::Quarantined(reason.clone())
+            }
+            State::Ended => Phase::Ended,
+            _ if self.recorder.direction() == Direction::ToVf && self.recorder.undoing().is_none() => Phase::ToVf,
+            _ => Phase::ToPv,
+        }
+    }
+
+    /// The next moment at which it wants a [`Input::Tick`].
+    pub fn wake_at(&self) -> Option<Duration> {
+        match &self.state {
+            State::Joining { deadline, next_ask } => next_ask.map(|ask| ask.min(*deadline)),
+            State::Draining { until } => Some(*until),
+            State::Unplugging { deadline, repeat_at } => Some((*deadline).min(*repeat_at)),
+            State::Quarantined { look_at, .. } => Some(*look_at),
+            State::SanitiseFailed { retry_at, .. } => Some(*retry_at),
+            _ => None,
+        }
+        .filter(|_| !self.busy)
+    }
+
+    /// The record of a switch that has just ended, once.
+    pub fn take_record(&mut self) -> Option<Record> {
+        self.recorder.take_finished()
+    }
+
+    /// Goes on: the next action, if there is one to do now.
+    pub fn on(&mut self, now: Duration, input: Input) -> Option<Action> {
+        match input {
+            Input::Deleted | Input::Exited => self.on_device_gone(now, &input),
+            Input::Done(report) => {
+                self.busy = false;
+                self.on_done(now, report)
+            }
+            Input::Take { reason } if self.state == State::OnVf => {
+                self.recorder = Recorder::begin(now, Direction::ToPv, reason);
+                self.go(now, State::Restoring, Action::Forward(Path::Pv))
+            }
+            Input::Tick if !self.busy => self.on_tick(now),
+            Input::Take { .. } | Input::Tick => None,
+        }
+    }
+
+    fn on_done(&mut self, now: Duration, report: Report) -> Option<Action> {
+        if self.device_gone && self.state != State::Sanitising {
+            return self.sanitise(now);
+        }
+        match self.state.clone() {
+            State::Preparing => match report.failure() {
+                None => self.go(now, State::Plugging, Action::Plug),
+                Some(reason) => {
+                    self.recorder.undo(reason);
+                    self.sanitise(now)
+                }
+            },
+            State::Plugging => match report {
+                Report::Unknown(reason) => {
+                    self.recorder.undo(reason);
+                    self.unplug(now)
+                }
+                Report::Refused(reason) => {
+                    self.recorder.undo(reason);
+                    self.sanitise(now)
+                }
+                _ => Some(self.join(now)),
+            },
+            State::Joining { deadline, .. } => self.on_joining(now, deadline, report),
+            State::Activating => self.or_undo(now, report, State::Forwarding, Action::Forward(Path::Vf)),
+            State::Forwarding => match report.failure() {
+                None => {
+                    self.enter(now, State::OnVf);
+                    self.recorder.finish(now, Outcome::Done);
+                    None
+                }
+                Some(reason) => self.undo(now, reason),
+            },
+            // From here on there is no way but forward: a guest that does not answer loses its VF,
+            // and the bond fails over by itself.
+            State::Restoring => self.go(now, State::Returning, Action::Activate(Path::Pv)),
+            State::Returning => {
+                self.enter(now, State::Draining { until: now + self.limits.drain });
+                None
+            }
+            State::Releasing => self.unplug(now),
+            State::Unplugging { deadline, repeat_at } => {
+                self.on_unplugging(now, deadline, repeat_at, report)
+            }
+            State::Quarantined { reason, .. } => self.on_quarantined(now, reason, report),
+            State::Sanitising => self.on_sanitised(now, report),
+            State::OnVf | State::Draining { .. } | State::SanitiseFailed { .. } | State::Ended => None,
+        }
+    }
+
+    fn on_joining(&mut self, now: Duration, deadline: Duration, report: Report) -> Option<Action> {
+        match report {
+            Report::Vf(VfState::Ready | VfState::Active) => {
+                self.go(now, State::Activating, Action::Activate(Path::Vf))
+            }
+            // A guest that answers "no" may say "yes" once its driver is up; only time ends this.
+            _ if now >= deadline => {
+                let what = match report {
+                    Report::Vf(state) => format!("the VF is still {state:?} in the guest").to_lowercase(),
+                    other => other.failure().unwrap_or_else(|| "unexpected answer of the agent".into()),
+                };
+                self.undo(now, format!("not joined within {:?}: {what}", self.limits.join))
+            }
+            _ => {
+                self.state = State::Joining { deadline, next_ask: Some(now + JOIN_POLL) };
+                None
+            }
+        }
+    }
+
+    fn on_unplugging(
+        &mut self,
+        now: Duration,
+        deadline: Duration,
+        repeat_at: Duration,
+        report: Report,
+    ) -> Option<Action> {
+        if report == Report::DevicePresent(false) {
+            self.device_gone = true;
+            return self.sanitise(now);
+        }
+        if now >= deadline {
+            let reason = report.failure().unwrap_or_else(|| {
+                format!("no DEVICE_DELETED within {:?}; does the guest refuse hot-unplug?", self.limits.unplug)
+            });
+            self.recorder.finish(now, Outcome::Quarantined(reason.clone()));
+            let look_at = now + QUARANTINE_POLL;
+            self.enter(now, State::Quarantined { reason, look_at });
+            return None;
+        }
+        self.state = State::Unplugging { deadline, repeat_at };
+        None
+    }
+
+    fn on_quarantined(&mut self, now: Duration, reason: String, report: Report) -> Option<Action> {
+        if report == Report::DevicePresent(false) {
+            self.device_gone = true;
+            return self.sanitise(now);
+        }
+        // The guest may have come to its senses (or booted anew): ask again, slowly.
+        let ask = report == Report::DevicePresent(true);
+        let look_at = now + QUARANTINE_POLL;
+        self.state = State::Quarantined { reason, look_at };
+        ask.then(|| self.act(Action::Unplug))
+    }
+
+    fn on_sanitised(&mut self, now: Duration, report: Report) -> Option<Action> {
+        match report.failure() {
+            None => {
+                self.enter(now, State::Ended);
+                let outcome = match self.recorder.undoing() {
+                    Some(reason) => Outcome::Undone(reason.to_owned()),
+                    None => Outcome::Done,
+                };
+                self.recorder.finish(now, outcome);
+            }
+            Some(reason) => {
+                self.recorder.finish(now, Outcome::Quarantined(reason.clone()));
+                self.state = State::SanitiseFailed { reason, retry_at: now + QUARANTINE_POLL };
+            }
+        }
+        None
+    }
+
+    fn on_tick(&mut self, now: Duration) -> Option<Action> {
+        match self.state.clone() {
+            State::Joining { deadline, next_ask: Some(ask) } if now >= ask => {
+                self.state = State::Joining { deadline, next_ask: None };
+                Some(self.act(Action::Join))
+            }
+            State::Draining { until } if now >= until => self.go(now, State::Releasing, Action::Leave),
+            State::Unplugging { deadline, repeat_at } if now >= deadline.min(repeat_at) => {
+                // The event may have been lost, or the request; at the end the last look decides.
+                let ask = now < deadline;
+                let repeat_at = now + self.limits.unplug_repeat;
+                self.state = State::Unplugging { deadline, repeat_at };
+                Some(self.act(if ask { Action::Unplug } else { Action::Look }))
+            }
+            State::Quarantined { look_at, .. } if now >= look_at => Some(self.act(Action::Look)),
+            State::SanitiseFailed { retry_at, .. } if now >= retry_at => self.sanitise(now),
+            _ => None,
+        }
+    }
+
+    fn on_device_gone(&mut self, now: Duration, why: &Input) -> Option<Action> {
+        if matches!(self.state, State::Ended | State::Sanitising | State::SanitiseFailed { .. }) {
+            return None;
+        }
+        // While a plug is under way, DEVICE_DELETED can only speak of an earlier device of this id.
+        if *why == Input::Deleted && matches!(self.state, State::Preparing | State::Plugging) {
+            return None;
+        }
+        let text = if *why == Input::Exited { "QEMU ended" } else { "the guest let go of the VF by itself" };
+        if self.state == State::OnVf {
+            self.recorder = Recorder::begin(now, Direction::ToPv, text.into());
+        } else if !self.leaving() {
+            self.recorder.undo(text.into());
+        }
+        self.device_gone = true;
+        // With an action out, its end leads on: two at once would overtake each other.
+        if self.busy { None } else { self.sanitise(now) }
+    }
+
+    fn leaving(&self) -> bool {
+        self.recorder.direction() == Direction::ToPv || self.recorder.undoing().is_some()
+    }
+
+    fn join(&mut self, now: Duration) -> Action {
+        self.enter(now, State::Joining { deadline: now + self.limits.join, next_ask: None });
+        self.act(Action::Join)
+    }
+
+    fn undo(&mut self, now: Duration, reason: String) -> Option<Action> {
+        self.recorder.undo(reason);
+        self.go(now, State::Restoring, Action::Forward(Path::Pv))
+    }
+
+    fn or_undo(&mut self, now: Duration, report: Report, next: State, action: Action) -> Option<Action> {
+        match report.failure() {
+            None => self.go(now, next, action),
+            Some(reason) => self.undo(now, reason),
+        }
+    }
+
+    fn unplug(&mut self, now: Duration) -> Option<Action> {
+        let deadline = now + self.limits.unplug;
+        let repeat_at = now + self.limits.unplug_repeat;
+        self.go(now, State::Unplugging { deadline, repeat_at }, Action::Unplug)
+    }
+
+    fn sanitise(&mut self, now: Duration) -> Option<Action> {
+        self.go(now, State::Sanitising, Action::Sanitise)
+    }
+
+    fn go(&mut self, now: Duration, state: State, action: Action) -> Option<Action> {
+        self.enter(now, state);
+        Some(self.act(action))
+    }
+
+    fn enter(&mut self, now: Duration, state: State) {
+        self.recorder.step(now, state.step_name());
+        self.state = state;
+    }
+
+    fn act(&mut self, action: Action) -> Action {
+        self.busy = true;
+        action
+    }
+}
+
+impl State {
+    /// The step's name in records; a state without one costs no time worth telling.
+    const fn step_name(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Preparing => "prepare",
+            Self::Plugging => "plug",
+            Self::Joining { .. } => "join",
+            Self::Activating => "activate",
+            Self::Forwarding => "forward",
+            Self::Restoring => "restore",
+            Self::Returning => "return",
+            Self::Draining { .. } => "drain",
+            Self::Releasing => "release",
+            Self::Unplugging { .. } => "unplug",
+            Self::Sanitising => "sanitise",
+            Self::OnVf | Self::Quarantined { .. } | Self::SanitiseFailed { .. } | Self::Ended => return None,
+        })
+    }
+}
+
+impl Report {
+    fn failure(self) -> Option<String> {
+        match self {
+            Self::Refused(reason) | Self::Unknown(reason) => Some(reason),
+            Self::Ok | Self::Vf(_) | Self::DevicePresent(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

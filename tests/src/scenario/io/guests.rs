@@ -1,0 +1,151 @@
+//! Guests, each started by `launch-vm` as a person would.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use flexvf_protocol::{MacAddr, VmName};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::child::Child;
+use super::host::Host;
+use super::jsonline::plugged_devices;
+
+/// A guest that runs.
+#[derive(Debug)]
+pub struct Guest {
+    /// Its name.
+    pub vm: VmName,
+    /// Where it is reached.
+    pub address: Ipv4Addr,
+    launcher: Child,
+    registration: PathBuf,
+    qmp: PathBuf,
+}
+
+/// How guests are started.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// The script.
+    pub script: PathBuf,
+    /// Memory, MiB.
+    pub memory_mib: u32,
+}
+
+/// The `number`th guest's name and address, from 1.
+pub fn identity(number: u8) -> Result<(VmName, Ipv4Addr)> {
+    let vm = format!("vm{number}").parse()?;
+    Ok((vm, Ipv4Addr::new(10, 77, 0, 10 + number)))
+}
+
+impl Guest {
+    /// Starts the `number`th guest, with more options for its QEMU.
+    ///
+    /// It gets a second QMP socket, since FlexVF's own serves one client: through it a scenario
+    /// sees what is plugged without asking FlexVF.
+    pub fn start(host: &Host, launch: &Launch, number: u8, more: &[String]) -> Result<Self> {
+        let (vm, address) = identity(number)?;
+        let qmp = host.run.join(format!("{vm}-second.sock"));
+        let mut command = Command::new(&launch.script);
+        command
+            .args(["--name", vm.as_str()])
+            .args(["--memory", &launch.memory_mib.to_string()])
+            .args(["--bridge", &host.bridge, "--accel", &host.accel])
+            .arg("--kernel")
+            .arg(&host.kernel)
+            .arg("--initrd")
+            .arg(&host.initrd)
+            .arg("--append")
+            .arg(format!(
+                "console=ttyS0 quiet panic=-1 mitigations=off flexvf.ip={address}/24 flexvf.name={vm}"
+            ))
+            .arg("--serial-log")
+            .arg(host.log(&format!("{vm}-serial.log")))
+            .arg("--run-dir")
+            .arg(&host.run)
+            .args(["--", "-qmp"])
+            .arg(format!("unix:{},server=on,wait=off", qmp.display()))
+            .args(more);
+        let log = host.log(&format!("{vm}-launch.log"));
+        let launcher = Child::start(vm.as_str(), &mut command, &log)?;
+        let registration = host.vms_dir().join(format!("{vm}.toml"));
+        Ok(Self {
+            vm,
+            address,
+            launcher,
+            registration,
+            qmp,
+        })
+    }
+
+    /// Fails if it has ended.
+    pub fn check(&mut self) -> Result<()> {
+        self.launcher.check()
+    }
+
+    /// Its MAC address, as registered.
+    pub fn mac(&self) -> Result<MacAddr> {
+        let file = self.registration.display();
+        let text = fs::read_to_string(&self.registration);
+        let text = text.with_context(|| format!("read {file}"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("mac = "));
+        let mac = line.with_context(|| format!("{file} has no mac"))?;
+        Ok(mac.trim_matches('"').parse()?)
+    }
+
+    /// Ids of FlexVF's devices in it, by QEMU's own account.
+    pub fn plugged(&self) -> Result<Vec<String>> {
+        plugged_devices(&self.qmp)
+    }
+
+    /// SIGKILL to its QEMU, as the kernel does when memory runs out.
+    pub fn kill_qemu(&self) -> Result<()> {
+        let pid = qemu_of(self.launcher.pid())
+            .with_context(|| format!("{}: launch-vm has no QEMU", self.vm))?;
+        kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("kill QEMU {pid}"))
+    }
+
+    /// Ends it in order.
+    pub fn end(&mut self) {
+        self.launcher.end();
+    }
+}
+
+/// The QEMU among a process's children.
+fn qemu_of(launcher: u32) -> Option<i32> {
+    let processes = fs::read_dir("/proc").ok()?;
+    processes.flatten().find_map(|process| {
+        let folder = process.path();
+        let stat = fs::read_to_string(folder.join("stat")).ok()?;
+        let parent = parent_in(&stat)?;
+        (parent == launcher && is_qemu(&folder)).then_some(())?;
+        process.file_name().to_str()?.parse().ok()
+    })
+}
+
+fn is_qemu(process: &Path) -> bool {
+    let command = fs::read(process.join("cmdline")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&command);
+    // By its options: the program itself may be run by a loader.
+    text.contains("qemu-system") && text.contains("\0-qmp\0")
+}
+
+/// The parent in a line of /proc/PID/stat; the name before it may contain anything.
+fn parent_in(stat: &str) -> Option<u32> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_is_found_behind_any_name() {
+        assert_eq!(parent_in("12 (a) b (c) S 7 12 12"), Some(7));
+        assert_eq!(parent_in("12"), None);
+    }
+}

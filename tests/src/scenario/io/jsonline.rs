@@ -1,0 +1,81 @@
+//! A client of sockets that speak QMP: QEMU's own, and the daemon's control socket.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+/// The longest wait for an answer: QEMU can be busy pinning memory, under emulation.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The longest line read.
+const MAX_LINE: u64 = 10 << 20;
+
+/// An open connection after the handshake.
+#[derive(Debug)]
+pub struct QmpClient {
+    path: PathBuf,
+    stream: BufReader<UnixStream>,
+}
+
+impl QmpClient {
+    /// Connects and leaves the negotiation behind.
+    pub fn connect(path: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(path);
+        let stream = stream.with_context(|| format!("connect to {}", path.display()))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let mut client = Self {
+            path: path.to_owned(),
+            stream: BufReader::new(stream),
+        };
+        client.read()?;
+        client.execute("qmp_capabilities", &json!({}))?;
+        Ok(client)
+    }
+
+    /// Runs a command; events that come in between are dropped.
+    pub fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+        let request = json!({"execute": command, "arguments": arguments});
+        let stream = self.stream.get_mut();
+        writeln!(stream, "{request}")
+            .with_context(|| format!("{}: {command}", self.path.display()))?;
+        loop {
+            let mut answer = self.read()?;
+            if let Some(result) = answer.get_mut("return") {
+                return Ok(result.take());
+            }
+            if let Some(error) = answer.get("error") {
+                bail!("{}: {command}: {error}", self.path.display());
+            }
+        }
+    }
+
+    fn read(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        let mut bounded = (&mut self.stream).take(MAX_LINE);
+        let len = bounded.read_line(&mut line);
+        let len = len.with_context(|| format!("read from {}", self.path.display()))?;
+        if len == 0 {
+            bail!("{} was closed", self.path.display());
+        }
+        Ok(serde_json::from_str(&line)?)
+    }
+}
+
+/// Ids of the devices that flexvf has plugged into a QEMU, by QEMU's own object tree.
+pub fn plugged_devices(qmp: &Path) -> Result<Vec<String>> {
+    let mut client = QmpClient::connect(qmp)?;
+    let children = client.execute("qom-list", &json!({"path": "/machine/peripheral"}))?;
+    let children = children.as_array().cloned().unwrap_or_default();
+    let text = |child: &Value, key: &str| child.get(key).and_then(Value::as_str).map(str::to_owned);
+    let id_of_vf = |child: Value| {
+        let id = text(&child, "name").filter(|id| id.starts_with("flexvf-"))?;
+        let kind = text(&child, "type")?;
+        (!kind.contains("pcie-root-port")).then_some(id)
+    };
+    Ok(children.into_iter().filter_map(id_of_vf).collect())
+}

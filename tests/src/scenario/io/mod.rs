@@ -1,0 +1,7 @@
+//! Processes, sockets and files around [`super::logic`].
+
+pub mod child;
+pub mod guests;
+pub mod host;
+pub mod jsonline;
+pub mod peer;

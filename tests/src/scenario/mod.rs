@@ -1,0 +1,132 @@
+//! Scenarios: real guests, the real daemon, load that moves, and a verdict.
+//!
+//! `flexvf-scenario` runs on the testbed's host. [`stage`] holds what every scenario has running;
+//! [`follow`] is the demo, [`crash`] kills the daemon and a QEMU, [`bad_input`] makes every mistake
+//! that an operator can. What a scenario sees goes to stdout as it happens, to `details.json` in the
+//! testbed's folder, and in the promised form to the file of `--json`.
+
+pub mod bad_input;
+pub mod crash;
+pub mod follow;
+pub mod io;
+pub mod logic;
+pub mod stage;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+
+use io::host::Host;
+use logic::result::Outcome;
+
+/// FlexVF on real guests, from end to end; runs on the testbed's host (scripts/testbed)
+#[derive(Debug, Clone, Parser)]
+#[command(version)]
+pub struct Options {
+    /// What to play
+    #[arg(long, value_enum, default_value_t = Scenario::Follow)]
+    pub scenario: Scenario,
+    /// How the daemon chooses
+    #[arg(long, value_enum, default_value_t = Strategy::Activity)]
+    pub strategy: Strategy,
+    /// Guests, named vm1, vm2, ...
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=40))]
+    pub guests: u8,
+    /// VFs to use (default: all that the testbed has)
+    #[arg(long)]
+    pub vfs: Option<usize>,
+    /// Seconds between two of the daemon's decisions
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(2..))]
+    pub interval: u64,
+    /// Moves of the load (activity), circles of turns (fair), kills of the daemon (crash)
+    #[arg(long, default_value_t = 3)]
+    pub rounds: usize,
+    /// Probes a second to and from each guest, each way
+    #[arg(long, default_value_t = 100)]
+    pub probe_pps: u32,
+    /// Load of the busiest guest, packets a second, both ways together
+    #[arg(long, default_value_t = 400)]
+    pub load_pps: u32,
+    /// Longest time for which a guest may hear nothing, milliseconds
+    #[arg(long, default_value_t = 10_000)]
+    pub max_gap_ms: u64,
+    /// Memory of each guest, MiB
+    #[arg(long, default_value_t = 256)]
+    pub memory: u32,
+    /// Seconds until all guests must answer
+    #[arg(long, default_value_t = 300)]
+    pub boot_timeout: u64,
+    /// The script that starts a guest
+    #[arg(long, default_value = "scripts/launch-vm")]
+    pub launch_vm: PathBuf,
+    /// Write the result here
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+}
+
+/// What can be played.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Scenario {
+    /// Load moves from guest to guest, and VFs with it
+    Follow,
+    /// The daemon is killed in the middle of switches, and a guest is
+    Crash,
+    /// Every mistake in configuration and registration, one line each
+    BadInput,
+}
+
+/// The daemon's strategies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Strategy {
+    /// Equal turns
+    Fair,
+    /// The busiest first
+    Activity,
+}
+
+impl Strategy {
+    /// As the configuration writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fair => "fair",
+            Self::Activity => "activity",
+        }
+    }
+}
+
+/// Plays a scenario and writes its result; whether it was good.
+pub fn run(options: &Options) -> Result<bool> {
+    let host = Host::from_environment(options.vfs)?;
+    let played = match options.scenario {
+        Scenario::Follow => follow::play(options, &host),
+        Scenario::Crash => crash::play(options, &host),
+        Scenario::BadInput => bad_input::play(options, &host),
+    };
+    // A run that broke off is a result too: whoever reads the file must not find an older one.
+    let outcome = played.unwrap_or_else(|error| Outcome {
+        strategy: options.strategy.name().into(),
+        pool: host.pool.clone(),
+        switches: Vec::new(),
+        probes: Vec::new(),
+        rates: Vec::new(),
+        passed: false,
+        failures: vec![format!("{error:#}")],
+    });
+    if let Some(file) = &options.json {
+        let text = serde_json::to_string_pretty(&outcome)? + "\n";
+        std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
+    }
+    for failure in &outcome.failures {
+        println!("FAILED: {failure}");
+    }
+    println!(
+        "{}",
+        if outcome.passed {
+            "passed"
+        } else {
+            "not passed"
+        }
+    );
+    Ok(outcome.passed)
+}

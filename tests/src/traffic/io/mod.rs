@@ -1,0 +1,5 @@
+//! Sockets and clocks around [`super::logic`].
+
+pub mod peer;
+pub mod serve;
+pub mod socket;

@@ -1,0 +1,6 @@
+//! Numbers, rates and accounts, given the time. No socket and no clock.
+
+pub mod history;
+pub mod message;
+pub mod pacer;
+pub mod tracker;

@@ -1,0 +1,469 @@
+//! The vhost-user device: what the front-end's messages do to memory, rings and workers.
+//!
+//! It is the handler behind the `vhost` crate's message parser, used by the connection's thread
+//! only. It keeps what the front-end has said, and tells the workers; they own everything that the
+//! data path touches. `vhost-user-backend` is not used: its workers share locks with the control
+//! path and end silently at an error.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use flexvf_protocol::MacAddr;
+use flexvf_protocol::stats_page::Direction;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use tracing::{info, warn};
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
+    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVirtioFeatures,
+    VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{
+    Error as VhostError, GpuBackend, Result as VhostResult, VhostUserBackendReqHandlerMut,
+};
+use vm_memory::{GuestAddress, GuestRegionCollection};
+
+use super::netdev::set_nonblocking;
+use super::worker::{Order, RingSetup, WorkerHandle};
+use crate::logic::features::{Negotiated, protocol_features};
+use crate::logic::memory::Region;
+use crate::logic::ring::{Layout, MAX_RING_SIZE};
+
+/// Memory regions that a front-end may share; QEMU uses a handful, and one per hot-plugged DIMM.
+const MAX_REGIONS: usize = 256;
+
+/// The device of one process, as its front-end has configured it.
+pub struct Backend {
+    workers: Arc<[WorkerHandle]>,
+    offered: u64,
+    accepted: u64,
+    regions: Vec<Mapped>,
+    rings: Vec<RingState>,
+    set_mtu: Box<dyn FnMut(u16) -> io::Result<()> + Send>,
+}
+
+/// A memory region of the front-end's.
+struct Mapped {
+    /// Where the front-end sees it, which is how it names ring addresses.
+    user_address: u64,
+    guest_address: u64,
+    bytes: u64,
+    region: Arc<Region>,
+}
+
+/// What is known about a ring.
+#[derive(Default)]
+struct RingState {
+    size: u16,
+    base: u16,
+    /// Descriptors, available ring, used ring, as guest addresses.
+    addresses: Option<[u64; 3]>,
+    kick: Option<Arc<File>>,
+    call: Option<Arc<File>>,
+    enabled: bool,
+    started: bool,
+}
+
+impl Backend {
+    /// A device without a front-end.
+    pub(super) fn new(
+        workers: Arc<[WorkerHandle]>,
+        offered: u64,
+        set_mtu: Box<dyn FnMut(u16) -> io::Result<()> + Send>,
+    ) -> Self {
+        let rings = (0..workers.len() * 2)
+            .map(|_| RingState::default())
+            .collect();
+        Self {
+            workers,
+            offered,
+            accepted: 0,
+            regions: Vec::new(),
+            rings,
+            set_mtu,
+        }
+    }
+
+    /// Number of rings.
+    pub(super) fn ring_count(&self) -> usize {
+        self.rings.len()
+    }
+
+    /// Switches a ring on or off, whatever was negotiated so far.
+    pub(super) fn enable(&mut self, ring: usize, on: bool) -> VhostResult<()> {
+        self.ring(ring)?.enabled = on;
+        let (_, direction) = place(ring);
+        self.order(ring, Order::Enable(direction, on)).map(drop)
+    }
+
+    /// Tells the network where the guest is.
+    pub(super) fn announce(&mut self, mac: MacAddr) -> VhostResult<()> {
+        self.order(0, Order::Announce(mac)).map(drop)
+    }
+
+    /// Lets the interface carry frames of this MTU.
+    pub(super) fn mtu(&mut self, mtu: u16) -> VhostResult<()> {
+        (self.set_mtu)(mtu).map_err(|error| {
+            warn!(mtu, %error, "the port cannot have the MTU that the guest was promised");
+            VhostError::ReqHandlerError(error)
+        })
+    }
+
+    /// Ends all use of the front-end's memory and descriptors.
+    pub(super) fn reset(&mut self) {
+        for (pair, worker) in self.workers.iter().enumerate() {
+            if let Err(error) = worker.order(Order::Reset) {
+                warn!(pair, %error, "reset failed");
+            }
+        }
+        self.regions.clear();
+        self.rings.fill_with(RingState::default);
+        self.accepted = 0;
+    }
+
+    fn ring(&mut self, ring: usize) -> VhostResult<&mut RingState> {
+        self.rings.get_mut(ring).ok_or(VhostError::InvalidParam)
+    }
+
+    fn order(&self, ring: usize, order: Order) -> VhostResult<u16> {
+        let (pair, _) = place(ring);
+        let worker = self.workers.get(pair).ok_or(VhostError::InvalidParam)?;
+        worker
+            .order(order)
+            .map_err(|error| VhostError::ReqHandlerError(io::Error::other(error)))
+    }
+
+    fn order_all(&self, order: impl Fn() -> Order) -> VhostResult<()> {
+        (0..self.workers.len()).try_for_each(|pair| self.order(pair * 2, order()).map(drop))
+    }
+
+    /// Starts a ring once everything about it is known.
+    fn start(&mut self, ring: usize) -> VhostResult<()> {
+        let (_, direction) = place(ring);
+        let state = self.ring(ring)?;
+        let (Some([descriptors, available, used]), Some(kick)) = (state.addresses, &state.kick)
+        else {
+            return Ok(());
+        };
+        let setup = RingSetup {
+            layout: Layout {
+                size: state.size,
+                descriptors,
+                available,
+                used,
+            },
+            next_available: state.base,
+            enabled: state.enabled,
+            kick: Arc::clone(kick),
+            call: state.call.clone(),
+        };
+        state.started = true;
+        self.order(ring, Order::Start(direction, setup)).map(drop)
+    }
+
+    fn stop(&mut self, ring: usize) -> VhostResult<u16> {
+        let (_, direction) = place(ring);
+        let state = self.ring(ring)?;
+        if !std::mem::take(&mut state.started) {
+            return Ok(state.base);
+        }
+        let base = self.order(ring, Order::Stop(direction))?;
+        self.ring(ring)?.base = base;
+        Ok(base)
+    }
+
+    fn guest_address(&self, user_address: u64) -> VhostResult<u64> {
+        self.regions
+            .iter()
+            .find_map(|mapped| {
+                let offset = user_address.checked_sub(mapped.user_address)?;
+                (offset < mapped.bytes).then(|| mapped.guest_address.checked_add(offset))?
+            })
+            .ok_or(VhostError::InvalidParam)
+    }
+
+    fn map(region: &VhostUserMemoryRegion, file: File) -> VhostResult<Mapped> {
+        let mapping = region.mmap_region(file)?;
+        let guest_address = GuestAddress(region.guest_phys_addr);
+        let mapped = Region::new(mapping, guest_address).ok_or(VhostError::InvalidParam)?;
+        Ok(Mapped {
+            user_address: region.user_addr,
+            guest_address: region.guest_phys_addr,
+            bytes: region.memory_size,
+            region: Arc::new(mapped),
+        })
+    }
+
+    /// Makes `regions` the guest's memory, for the workers first.
+    fn use_regions(&mut self, mut regions: Vec<Mapped>) -> VhostResult<()> {
+        regions.sort_by_key(|mapped| mapped.guest_address);
+        let parts = regions.iter().map(|m| Arc::clone(&m.region)).collect();
+        let memory = match regions.is_empty() {
+            true => GuestRegionCollection::new(),
+            false => GuestRegionCollection::from_arc_regions(parts)
+                .map_err(|error| VhostError::ReqHandlerError(io::Error::other(error)))?,
+        };
+        let memory = Arc::new(memory);
+        self.order_all(|| Order::Memory(Arc::clone(&memory)))?;
+        self.regions = regions;
+        Ok(())
+    }
+}
+
+impl VhostUserBackendReqHandlerMut for Backend {
+    fn set_owner(&mut self) -> VhostResult<()> {
+        Ok(())
+    }
+
+    fn reset_owner(&mut self) -> VhostResult<()> {
+        self.reset_device()
+    }
+
+    fn reset_device(&mut self) -> VhostResult<()> {
+        for ring in 0..self.rings.len() {
+            self.stop(ring)?;
+            self.enable(ring, false)?;
+        }
+        self.accepted = 0;
+        Ok(())
+    }
+
+    fn get_features(&mut self) -> VhostResult<u64> {
+        Ok(self.offered)
+    }
+
+    fn set_features(&mut self, features: u64) -> VhostResult<()> {
+        if features & !self.offered != 0 {
+            return Err(VhostError::InvalidParam);
+        }
+        if features != self.accepted {
+            info!(features = format_args!("{features:#x}"), "features accepted");
+        }
+        self.accepted = features;
+        let negotiated = Negotiated::new(features);
+        self.order_all(|| Order::Features(negotiated))?;
+        // Without protocol features there are no messages to enable rings with.
+        if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
+            (0..self.rings.len()).try_for_each(|ring| self.enable(ring, true))?;
+        }
+        Ok(())
+    }
+
+    fn set_mem_table(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy_listening: Option<bool>,
+    ) -> VhostResult<Option<Vec<u64>>> {
+        let pairs = regions.iter().zip(files);
+        let mapped = pairs.map(|(region, file)| Self::map(region, file));
+        let mapped = mapped.collect::<VhostResult<Vec<_>>>()?;
+        self.use_regions(mapped)?;
+        Ok(None)
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> VhostResult<()> {
+        let size = u16::try_from(num).map_err(|_| VhostError::InvalidParam)?;
+        if !size.is_power_of_two() || size > MAX_RING_SIZE {
+            return Err(VhostError::InvalidParam);
+        }
+        self.ring(index as usize)?.size = size;
+        Ok(())
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptor: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> VhostResult<()> {
+        let ring = index as usize;
+        let addresses = [
+            self.guest_address(descriptor)?,
+            self.guest_address(available)?,
+            self.guest_address(used)?,
+        ];
+        let state = self.ring(ring)?;
+        let moved = state.addresses.replace(addresses) != Some(addresses);
+        // QEMU names the same addresses again when it turns dirty logging on or off.
+        if moved && state.started {
+            self.stop(ring)?;
+            self.start(ring)?;
+        }
+        Ok(())
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> VhostResult<()> {
+        let base = u16::try_from(base).map_err(|_| VhostError::InvalidParam)?;
+        self.ring(index as usize)?.base = base;
+        Ok(())
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> VhostResult<VhostUserVringState> {
+        let ring = index as usize;
+        let base = self.stop(ring)?;
+        let state = self.ring(ring)?;
+        state.kick = None;
+        state.call = None;
+        Ok(VhostUserVringState::new(index, u32::from(base)))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> VhostResult<()> {
+        let ring = usize::from(index);
+        self.stop(ring)?;
+        // Without a descriptor the ring would have to be polled, which no front-end asks for.
+        let kick = file.map(check_kick).transpose();
+        self.ring(ring)?.kick = kick.map_err(VhostError::ReqHandlerError)?.map(Arc::new);
+        self.start(ring)
+    }
+
+    fn set_vring_call(&mut self, index: u8, file: Option<File>) -> VhostResult<()> {
+        if let Some(file) = &file {
+            set_nonblocking(file.as_fd()).map_err(VhostError::ReqHandlerError)?;
+        }
+        let ring = usize::from(index);
+        let (_, direction) = place(ring);
+        let call = file.map(Arc::new);
+        self.ring(ring)?.call.clone_from(&call);
+        self.order(ring, Order::Call(direction, call)).map(drop)
+    }
+
+    fn set_vring_err(&mut self, _index: u8, _file: Option<File>) -> VhostResult<()> {
+        // Malformed chains are counted, not reported: QEMU would stop the device for good.
+        Ok(())
+    }
+
+    fn get_protocol_features(&mut self) -> VhostResult<VhostUserProtocolFeatures> {
+        Ok(protocol_features())
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> VhostResult<()> {
+        match features & !protocol_features().bits() {
+            0 => Ok(()),
+            _ => Err(VhostError::InvalidParam),
+        }
+    }
+
+    fn get_queue_num(&mut self) -> VhostResult<u64> {
+        // For a net device, QEMU and DPDK take this for queue pairs.
+        Ok(self.workers.len() as u64)
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> VhostResult<()> {
+        self.enable(index as usize, enable)
+    }
+
+    fn get_max_mem_slots(&mut self) -> VhostResult<u64> {
+        Ok(MAX_REGIONS as u64)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
+        _postcopy_listening: Option<bool>,
+    ) -> VhostResult<Option<u64>> {
+        if self.regions.len() >= MAX_REGIONS {
+            return Err(VhostError::InvalidParam);
+        }
+        let mut regions = std::mem::take(&mut self.regions);
+        regions.push(Self::map(region, file)?);
+        self.use_regions(regions)?;
+        Ok(None)
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> VhostResult<()> {
+        let mut regions = std::mem::take(&mut self.regions);
+        let before = regions.len();
+        regions.retain(|mapped| mapped.guest_address != region.guest_phys_addr);
+        if regions.len() == before {
+            return Err(VhostError::InvalidParam);
+        }
+        self.use_regions(regions)
+    }
+
+    // What follows belongs to features that are not offered; the gate refuses the messages.
+
+    fn get_config(
+        &mut self,
+        _offset: u32,
+        _size: u32,
+        _flags: VhostUserConfigFlags,
+    ) -> VhostResult<Vec<u8>> {
+        not_offered()
+    }
+
+    fn set_config(
+        &mut self,
+        _offset: u32,
+        _data: &[u8],
+        _flags: VhostUserConfigFlags,
+    ) -> VhostResult<()> {
+        not_offered()
+    }
+
+    fn set_gpu_socket(&mut self, _gpu: GpuBackend) -> VhostResult<()> {
+        not_offered()
+    }
+
+    fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> VhostResult<File> {
+        not_offered()
+    }
+
+    fn get_inflight_fd(
+        &mut self,
+        _inflight: &VhostUserInflight,
+    ) -> VhostResult<(VhostUserInflight, File)> {
+        not_offered()
+    }
+
+    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> VhostResult<()> {
+        not_offered()
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        _file: File,
+    ) -> VhostResult<Option<File>> {
+        not_offered()
+    }
+
+    fn check_device_state(&mut self) -> VhostResult<()> {
+        not_offered()
+    }
+
+    fn get_shmem_config(&mut self) -> VhostResult<VhostUserShMemConfig> {
+        not_offered()
+    }
+
+    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> VhostResult<()> {
+        not_offered()
+    }
+}
+
+fn not_offered<T>() -> VhostResult<T> {
+    Err(VhostError::InvalidOperation("not offered"))
+}
+
+/// Queue pair and direction of a ring: even ones are receive queues (virtio 1.x, section 5.1.2).
+const fn place(ring: usize) -> (usize, Direction) {
+    let direction = match ring.is_multiple_of(2) {
+        true => Direction::Rx,
+        false => Direction::Tx,
+    };
+    (ring / 2, direction)
+}
+
+/// A kick must be something that can be waited for; a plain file cannot.
+fn check_kick(file: File) -> io::Result<File> {
+    let event = EpollEvent::new(EpollFlags::EPOLLIN, 0);
+    Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?.add(file.as_fd(), event)?;
+    Ok(file)
+}

@@ -1,0 +1,213 @@
+//! The gate at work: reads the front-end's messages, answers some, hands on the others.
+//!
+//! The `vhost` crate's parser sits behind a socket pair and is run in this same thread, one message
+//! at a time: a message goes in at one end, the parser handles it, and its reply, if any, is there.
+//! Nothing blocks on the inner socket, since at most one small message is ever in it.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use tracing::debug;
+use vhost::vhost_user::message::FrontendReq;
+use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
+
+use super::backend::Backend;
+use super::sys;
+use crate::logic::gate::{Action, Gate, HEAD_BYTES, Head, MAX_PAYLOAD, Refusal};
+
+/// A message that has begun must be whole within this, and be taken from us within this.
+const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// The front-end closed it.
+    #[error("front-end closed the connection")]
+    Closed,
+    /// We were told to stop.
+    #[error("told to stop")]
+    Stopped,
+    /// The front-end broke the protocol.
+    #[error("front-end refused: {0}")]
+    Refused(#[from] Refusal),
+    /// The message parser or the device refused a message.
+    #[error("front-end refused at request {request}: {source}")]
+    Rejected {
+        /// The message's request.
+        request: u32,
+        /// The crate's words.
+        source: VhostError,
+    },
+    /// The socket failed, or the message was cut.
+    #[error("connection to the front-end failed: {0}")]
+    Socket(#[from] io::Error),
+}
+
+impl End {
+    /// The front-end was at fault.
+    pub const fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Rejected { .. })
+    }
+}
+
+/// One front-end's connection.
+pub(super) struct Connection<'s> {
+    front: UnixStream,
+    inner: UnixStream,
+    parser: BackendReqHandler<Mutex<Backend>>,
+    backend: Arc<Mutex<Backend>>,
+    gate: Gate,
+    stop: BorrowedFd<'s>,
+}
+
+/// One whole message.
+struct Message {
+    head: Head,
+    bytes: Vec<u8>,
+    fds: Vec<OwnedFd>,
+}
+
+impl<'s> Connection<'s> {
+    /// Takes a front-end's socket; `stop` becomes readable when the connection is to end.
+    pub(super) fn new(
+        front: UnixStream,
+        backend: Arc<Mutex<Backend>>,
+        stop: BorrowedFd<'s>,
+    ) -> io::Result<Self> {
+        // A listening socket that does not block may hand that on.
+        front.set_nonblocking(false)?;
+        front.set_read_timeout(Some(MESSAGE_DEADLINE))?;
+        front.set_write_timeout(Some(MESSAGE_DEADLINE))?;
+        let (inner, parser_end) = UnixStream::pair()?;
+        inner.set_nonblocking(true)?;
+        parser_end.set_nonblocking(true)?;
+        let rings = lock(&backend).ring_count();
+        Ok(Self {
+            front,
+            inner,
+            parser: BackendReqHandler::from_stream(parser_end, Arc::clone(&backend)),
+            backend,
+            gate: Gate::new(rings),
+            stop,
+        })
+    }
+
+    /// Serves the front-end until the connection ends.
+    pub(super) fn serve(mut self) -> End {
+        let end = loop {
+            if let Err(end) = self.message() {
+                break end;
+            }
+        };
+        lock(&self.backend).reset();
+        end
+    }
+
+    fn message(&mut self) -> Result<(), End> {
+        self.wait()?;
+        let message = self.receive()?;
+        debug!(request = ?FrontendReq::try_from(message.head.request), fds = message.fds.len());
+        let payload = message.bytes.get(HEAD_BYTES..).unwrap_or_default();
+        let action = self
+            .gate
+            .decide(&message.head, payload, message.fds.len())?;
+        let mut backend = lock(&self.backend);
+        let result = match action {
+            Action::Pass => {
+                drop(backend);
+                return self.pass(message);
+            }
+            Action::Reply(value) => {
+                self.front.write_all(&message.head.reply(value))?;
+                return Ok(());
+            }
+            Action::Noted => Ok(()),
+            Action::Enable { ring, on } => backend.enable(ring, on),
+            Action::Announce(mac) => backend.announce(mac),
+            Action::Mtu(mtu) => backend.mtu(mtu),
+        };
+        drop(backend);
+        if self.gate.wants_ack(&message.head) {
+            let failed = u64::from(result.is_err());
+            self.front.write_all(&message.head.reply(failed))?;
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<(), End> {
+        let mut fds = [
+            PollFd::new(self.stop, PollFlags::POLLIN),
+            PollFd::new(self.front.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+        let [stop, _] = fds;
+        match stop.any() {
+            Some(true) => Err(End::Stopped),
+            _ => Ok(()),
+        }
+    }
+
+    fn receive(&mut self) -> Result<Message, End> {
+        let mut head_bytes = [0; HEAD_BYTES];
+        let received = sys::receive(&self.front, &mut head_bytes)?;
+        if received.bytes == 0 {
+            return Err(End::Closed);
+        }
+        if received.truncated {
+            // More descriptors than any message may carry; those that fitted are closed here.
+            return Err(io::Error::from(io::ErrorKind::InvalidData).into());
+        }
+        let rest = head_bytes.get_mut(received.bytes..).unwrap_or_default();
+        self.front.read_exact(rest)?;
+        let head = Head::parse(&head_bytes);
+        self.gate.check_head(&head)?;
+        let mut bytes = vec![0; HEAD_BYTES + (head.size as usize).min(MAX_PAYLOAD)];
+        let (at_head, payload) = bytes.split_at_mut(HEAD_BYTES);
+        at_head.copy_from_slice(&head_bytes);
+        self.front.read_exact(payload)?;
+        Ok(Message {
+            head,
+            bytes,
+            fds: received.fds,
+        })
+    }
+
+    /// Lets the crate's parser handle a message, and passes its reply on.
+    fn pass(&mut self, message: Message) -> Result<(), End> {
+        let fds: Vec<_> = message.fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let control: &[_] = if fds.is_empty() { &[] } else { &rights };
+        let vectors = [IoSlice::new(&message.bytes)];
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        sendmsg::<()>(self.inner.as_raw_fd(), &vectors, control, flags, None)
+            .map_err(io::Error::from)?;
+        // The parser has copies of its own from here on.
+        drop(message.fds);
+        let handled = self.parser.handle_request();
+        let mut reply = [0; MAX_PAYLOAD];
+        match self.inner.read(&mut reply) {
+            Ok(length) => self
+                .front
+                .write_all(reply.get(..length).unwrap_or_default())?,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+        handled.map_err(|source| End::Rejected {
+            request: message.head.request,
+            source,
+        })
+    }
+}
+
+/// A panic elsewhere does not make the device's state unusable: it is reset at the next connection.
+pub(super) fn lock(backend: &Mutex<Backend>) -> std::sync::MutexGuard<'_, Backend> {
+    backend.lock().unwrap_or_else(PoisonError::into_inner)
+}

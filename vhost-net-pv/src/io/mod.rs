@@ -1,0 +1,14 @@
+//! The outside world: sockets, descriptors, threads, interfaces, the stats file.
+
+mod backend;
+pub mod gate;
+pub mod netdev;
+pub mod port;
+mod rx;
+pub mod server;
+pub mod stats;
+mod sys;
+mod tx;
+mod worker;
+
+pub use sys::inherited;

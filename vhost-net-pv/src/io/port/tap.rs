@@ -1,0 +1,223 @@
+//! A TAP interface's queue: frames go to and from the kernel with a virtio-net header in front.
+//!
+//! Uses `readv` and `writev`; guest buffers are read and written in place.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use nix::libc;
+
+use super::{Batch, Port};
+use crate::io::{netdev, sys};
+use crate::logic::features::Offloads;
+use crate::logic::memory::GuestSlice;
+use crate::logic::net_header::{HEADER_BYTES, RawHeader};
+
+const TUN_DEVICE: &str = "/dev/net/tun";
+/// Of an interface made elsewhere we need: whole Ethernet frames, no packet information, headers.
+const NEEDED_FLAGS: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+/// `TUN_F_USO4 | TUN_F_USO6` (linux/if_tun.h, since 6.2).
+const TUN_F_USO: u32 = 0x20 | 0x40;
+
+/// Why a TAP cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// `/dev/net/tun` cannot be opened.
+    #[error("cannot open {TUN_DEVICE}: {0}; is the tun module there, and are you root?")]
+    Device(#[source] io::Error),
+    /// The kernel does not let us have the interface.
+    #[error("cannot attach to TAP {name}: {source}{}", hint(.source))]
+    Attach {
+        /// Name of the interface.
+        name: String,
+        /// The kernel's words.
+        source: io::Error,
+    },
+    /// A descriptor given is no TAP, or one of the wrong kind.
+    #[error("descriptor given as TAP is not one with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR")]
+    Kind,
+    /// The interface cannot be set up.
+    #[error("cannot set up TAP {name}: {source}")]
+    SetUp {
+        /// Name of the interface.
+        name: String,
+        /// The kernel's words.
+        source: io::Error,
+    },
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => "; another program holds it",
+        Some(libc::EPERM) => "; CAP_NET_ADMIN is needed, or an interface that belongs to you",
+        Some(libc::EINVAL) => "; it exists as another kind of interface (several queues need a \
+                               TAP made with multi_queue)",
+        _ => "",
+    }
+}
+
+/// How to come by a TAP.
+#[derive(Debug, Clone)]
+pub struct TapOptions {
+    /// Name of the interface; made if it is not there.
+    pub name: String,
+    /// Queues to open.
+    pub queues: usize,
+}
+
+/// One queue of a TAP.
+#[derive(Debug)]
+pub struct Tap {
+    file: File,
+    name: String,
+    multi_queue: bool,
+    active: bool,
+}
+
+impl Tap {
+    /// Opens all queues of a TAP by its name.
+    ///
+    /// # Errors
+    /// [`TapError`] when the interface cannot be had as asked.
+    pub fn open(options: &TapOptions) -> Result<Vec<Self>, TapError> {
+        let mut multi_queue = options.queues > 1;
+        let first = match Self::attach(&options.name, multi_queue) {
+            // A TAP that was made with multi_queue takes no single-queue user, even for one queue.
+            Err(TapError::Attach { source, .. })
+                if !multi_queue && source.raw_os_error() == Some(libc::EINVAL) =>
+            {
+                multi_queue = true;
+                Self::attach(&options.name, true)?
+            }
+            attached => attached?,
+        };
+        let mut taps = vec![first];
+        while taps.len() < options.queues {
+            taps.push(Self::attach(&options.name, multi_queue)?);
+        }
+        Ok(taps)
+    }
+
+    fn attach(name: &str, multi_queue: bool) -> Result<Self, TapError> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open(TUN_DEVICE)
+            .map_err(TapError::Device)?;
+        let extra = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
+        sys::tun_attach(file.as_fd(), name, NEEDED_FLAGS | extra).map_err(|source| {
+            TapError::Attach {
+                name: name.to_owned(),
+                source,
+            }
+        })?;
+        Self::set_up(file, name.to_owned(), multi_queue)
+    }
+
+    /// Takes over one queue of a TAP that somebody else has opened.
+    ///
+    /// # Errors
+    /// [`TapError`] when it is not a TAP of the kind needed.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, TapError> {
+        let file = File::from(fd);
+        let (name, flags) = sys::tun_interface(file.as_fd()).map_err(|_| TapError::Kind)?;
+        // The kernel reports flags as a short; the ones we need fit.
+        if flags & NEEDED_FLAGS != NEEDED_FLAGS {
+            return Err(TapError::Kind);
+        }
+        netdev::set_nonblocking(file.as_fd()).map_err(|source| TapError::SetUp {
+            name: name.clone(),
+            source,
+        })?;
+        Self::set_up(file, name, flags & libc::IFF_MULTI_QUEUE != 0)
+    }
+
+    fn set_up(file: File, name: String, multi_queue: bool) -> Result<Self, TapError> {
+        match sys::tun_set_header_bytes(file.as_fd(), HEADER_BYTES) {
+            Ok(()) => Ok(Self {
+                file,
+                name,
+                multi_queue,
+                active: true,
+            }),
+            Err(source) => Err(TapError::SetUp { name, source }),
+        }
+    }
+
+    /// Name of the interface.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What this kernel can hand out unfinished.
+    pub fn supported_offloads(&self) -> Offloads {
+        [
+            Offloads::ALL,
+            Offloads {
+                uso: false,
+                ..Offloads::ALL
+            },
+        ]
+        .into_iter()
+        .find(|offloads| self.apply(*offloads).is_ok())
+        .unwrap_or_default()
+    }
+
+    fn apply(&self, offloads: Offloads) -> io::Result<()> {
+        let flag = |on: bool, flag: u32| if on { flag } else { 0 };
+        let flags = flag(offloads.csum, libc::TUN_F_CSUM)
+            | flag(offloads.tso4, libc::TUN_F_TSO4)
+            | flag(offloads.tso6, libc::TUN_F_TSO6)
+            | flag(offloads.ecn, libc::TUN_F_TSO_ECN)
+            | flag(offloads.uso, TUN_F_USO);
+        sys::tun_set_offload(self.file.as_fd(), flags)
+    }
+}
+
+impl Port for Tap {
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+
+    fn send(&mut self, batch: &mut Batch<'_>) {
+        for (frame, pieces) in batch.frames() {
+            frame.taken = loop {
+                match sys::write_frame(self.file.as_fd(), &frame.header, pieces) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    result => break result.is_ok(),
+                }
+            };
+        }
+    }
+
+    fn receive(
+        &mut self,
+        header: &mut RawHeader,
+        frame: &[GuestSlice<'_>],
+        spill: &mut [u8],
+    ) -> io::Result<Option<usize>> {
+        if !self.active {
+            return Ok(None);
+        }
+        match sys::read_frame(self.file.as_fd(), header, frame, spill) {
+            Ok(bytes) => Ok(Some(bytes.saturating_sub(HEADER_BYTES))),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn set_offloads(&mut self, offloads: Offloads) -> io::Result<()> {
+        self.apply(offloads)
+    }
+
+    fn set_active(&mut self, active: bool) -> io::Result<()> {
+        if self.multi_queue && active != self.active {
+            sys::tun_set_queue(self.file.as_fd(), active)?;
+            self.active = active;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,279 @@
+//! The device and its front-ends: one connection after the other, until told to stop.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use flexvf_protocol::stats_page::Header;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{getsockopt, sockopt};
+use tracing::{info, warn};
+
+use super::backend::Backend;
+use super::gate::{Connection, End};
+use super::port::Port;
+use super::stats::StatsPage;
+use super::worker::WorkerHandle;
+use crate::logic::features::{self, Offloads};
+
+/// Pause between two attempts to connect to a front-end that listens.
+const CONNECT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Why a socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Somebody listens there already.
+    #[error("socket {0} is in use by another program")]
+    InUse(PathBuf),
+    /// Something that is no socket has that name.
+    #[error("{0} exists and is not a socket; remove it or choose another path")]
+    NotASocket(PathBuf),
+    /// The system refuses.
+    #[error("socket {path}: {source}")]
+    System {
+        /// Path of the socket.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+}
+
+/// How front-ends are found.
+#[derive(Debug)]
+pub enum FrontEnds {
+    /// They connect to us; the socket is removed in the end if it has a path.
+    Listen(UnixListener, Option<PathBuf>),
+    /// They listen; we connect, again and again.
+    Connect(PathBuf),
+    /// There is just this one.
+    One(UnixStream),
+}
+
+impl FrontEnds {
+    /// Listens at a path; a socket that a dead program has left there is replaced.
+    ///
+    /// # Errors
+    /// [`SocketError`] when the path is taken or unusable.
+    pub fn listen(path: &Path) -> Result<Self, SocketError> {
+        let failed = |source| SocketError::System {
+            path: path.to_owned(),
+            source,
+        };
+        if let Ok(metadata) = fs::symlink_metadata(path) {
+            if !metadata.file_type().is_socket() {
+                return Err(SocketError::NotASocket(path.to_owned()));
+            }
+            if UnixStream::connect(path).is_ok() {
+                return Err(SocketError::InUse(path.to_owned()));
+            }
+            fs::remove_file(path).map_err(failed)?;
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(Self::Listen(listener, Some(path.to_owned())))
+    }
+
+    /// Uses a descriptor from elsewhere: a listening socket, or a connected one.
+    ///
+    /// # Errors
+    /// It is no socket.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        if getsockopt(&fd, sockopt::AcceptConn)? {
+            let listener = UnixListener::from(fd);
+            listener.set_nonblocking(true)?;
+            Ok(Self::Listen(listener, None))
+        } else {
+            Ok(Self::One(UnixStream::from(fd)))
+        }
+    }
+}
+
+/// Ends [`Device::serve`] from any thread.
+#[derive(Debug, Clone)]
+pub struct Stopper(Arc<EventFd>);
+
+impl Stopper {
+    /// One that has not been used yet.
+    ///
+    /// # Errors
+    /// The system has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        Ok(Self(Arc::new(EventFd::from_flags(flags)?)))
+    }
+
+    /// Ends serving, for good.
+    pub fn stop(&self) {
+        // It fails only when it was used very often, and then it is readable anyway.
+        let _ = self.0.write(1);
+    }
+}
+
+/// What a device is made of.
+pub struct DeviceParts {
+    /// One port a queue pair.
+    pub ports: Vec<Box<dyn Port>>,
+    /// What those ports can hand out unfinished.
+    pub offloads: Offloads,
+    /// Where counters go.
+    pub stats: StatsPage,
+    /// Makes the interface carry frames of an MTU that a guest was promised.
+    pub set_mtu: Box<dyn FnMut(u16) -> io::Result<()> + Send>,
+}
+
+/// A virtual NIC: its queue pairs' threads and counters.
+pub struct Device {
+    backend: Arc<Mutex<Backend>>,
+    stats: StatsPage,
+}
+
+impl Device {
+    /// Starts the threads of a device; frames flow once a front-end is served.
+    ///
+    /// # Errors
+    /// The system gives no thread or descriptor.
+    pub fn new(parts: DeviceParts) -> io::Result<Self> {
+        let stats = parts.stats;
+        let offered = features::offered(parts.ports.len(), parts.offloads);
+        let spawn = |(pair, port)| WorkerHandle::spawn(pair, port, &stats);
+        let workers: Arc<[WorkerHandle]> = parts
+            .ports
+            .into_iter()
+            .enumerate()
+            .map(spawn)
+            .collect::<io::Result<_>>()?;
+        let backend = Backend::new(workers, offered, parts.set_mtu);
+        Ok(Self {
+            backend: Arc::new(Mutex::new(backend)),
+            stats,
+        })
+    }
+
+    /// Serves front-ends until stopped, or until the only one has gone.
+    ///
+    /// # Errors
+    /// The listening socket fails; a front-end's failure ends only its own connection.
+    pub fn serve(&mut self, front_ends: FrontEnds, stopper: &Stopper) -> io::Result<()> {
+        let served = match front_ends {
+            FrontEnds::Listen(listener, path) => {
+                let served = self.serve_listener(&listener, stopper);
+                if let Some(path) = path {
+                    let _ = fs::remove_file(path);
+                }
+                served
+            }
+            FrontEnds::Connect(path) => {
+                self.serve_connecting(&path, stopper);
+                Ok(())
+            }
+            FrontEnds::One(stream) => {
+                self.serve_one(stream, stopper);
+                Ok(())
+            }
+        };
+        self.stats.set(Header::Pid, 0);
+        served
+    }
+
+    fn serve_listener(&mut self, listener: &UnixListener, stopper: &Stopper) -> io::Result<()> {
+        loop {
+            if wait(stopper, Some(listener.as_fd()), PollTimeout::NONE) {
+                return Ok(());
+            }
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    if matches!(self.serve_one(stream, stopper), End::Stopped) {
+                        return Ok(());
+                    }
+                }
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn serve_connecting(&mut self, path: &Path, stopper: &Stopper) {
+        let pause = PollTimeout::try_from(CONNECT_PAUSE).unwrap_or(PollTimeout::MAX);
+        loop {
+            let end = match UnixStream::connect(path) {
+                Ok(stream) => Some(self.serve_one(stream, stopper)),
+                Err(_nobody_listens) => None,
+            };
+            if matches!(end, Some(End::Stopped)) || wait(stopper, None, pause) {
+                return;
+            }
+        }
+    }
+
+    /// Serves one front-end to its end.
+    fn serve_one(&mut self, stream: UnixStream, stopper: &Stopper) -> End {
+        self.stats.increment(Header::Connections);
+        self.stats.set(Header::Connected, 1);
+        info!("front-end connected");
+        let backend = Arc::clone(&self.backend);
+        let end = match Connection::new(stream, backend, stopper.0.as_fd()) {
+            Ok(connection) => connection.serve(),
+            Err(error) => End::Socket(error),
+        };
+        self.stats.set(Header::Connected, 0);
+        if end.is_refusal() {
+            self.stats.increment(Header::Refused);
+            warn!("{end}");
+        } else {
+            info!("{end}");
+        }
+        end
+    }
+}
+
+/// Waits for a socket, a stop or a timeout. True: stop.
+fn wait(stopper: &Stopper, socket: Option<BorrowedFd<'_>>, timeout: PollTimeout) -> bool {
+    let stop = PollFd::new(stopper.0.as_fd(), PollFlags::POLLIN);
+    let mut fds = vec![stop];
+    fds.extend(socket.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+    let _ = poll(&mut fds, timeout);
+    fds.first().and_then(PollFd::any) == Some(true)
+}
+
+/// Errors of `accept` that the next connection need not have.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
+    matches!(error.kind(), WouldBlock | Interrupted | ConnectionAborted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_left_by_a_dead_program_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nic.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(FrontEnds::listen(&path).is_ok());
+    }
+
+    #[test]
+    fn a_socket_in_use_and_a_plain_file_are_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nic.sock");
+        let _listener = UnixListener::bind(&path).unwrap();
+        assert!(matches!(
+            FrontEnds::listen(&path),
+            Err(SocketError::InUse(_))
+        ));
+        let file = folder.path().join("file");
+        fs::write(&file, "kept").unwrap();
+        assert!(matches!(
+            FrontEnds::listen(&file),
+            Err(SocketError::NotASocket(_))
+        ));
+        assert_eq!(fs::read(&file).unwrap(), b"kept");
+    }
+}

@@ -1,0 +1,80 @@
+//! The one place that names how guest memory is mapped.
+//!
+//! Dirty logging will need another bitmap type than `()`; it changes here and nowhere else.
+
+use vm_memory::{GuestMemoryMmap, GuestRegionMmap, VolatileSlice};
+
+/// The guest's memory as the front-end has shared it.
+pub type Memory = GuestMemoryMmap<()>;
+/// One mapped region of it.
+pub type Region = GuestRegionMmap<()>;
+/// A piece of guest memory that is contiguous in our address space.
+pub type GuestSlice<'m> = VolatileSlice<'m, ()>;
+
+/// Copies from the front of `slices`, skipping `skip` bytes, into `out`; returns bytes copied.
+pub fn copy_out(slices: &[GuestSlice<'_>], skip: usize, out: &mut [u8]) -> usize {
+    let mut done = 0;
+    for piece in pieces(slices, skip) {
+        let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) else {
+            break;
+        };
+        done += piece.copy_to(rest);
+    }
+    done
+}
+
+/// Copies `data` into `slices` after skipping `skip` bytes of them; returns bytes copied.
+pub fn copy_in(slices: &[GuestSlice<'_>], skip: usize, data: &[u8]) -> usize {
+    let mut done = 0;
+    for piece in pieces(slices, skip) {
+        let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) else {
+            break;
+        };
+        let fits = rest.len().min(piece.len());
+        piece.copy_from(&rest[..fits]);
+        done += fits;
+    }
+    done
+}
+
+/// The slices without their first `skip` bytes; slices that are wholly skipped are left out.
+pub fn pieces<'s, 'm>(
+    slices: &'s [GuestSlice<'m>],
+    skip: usize,
+) -> impl Iterator<Item = GuestSlice<'m>> + use<'s, 'm> {
+    let mut left = skip;
+    slices.iter().filter_map(move |slice| {
+        if left >= slice.len() {
+            left -= slice.len();
+            return None;
+        }
+        let piece = slice.offset(left).ok();
+        left = 0;
+        piece
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn copying_over_pieces_equals_copying_the_whole(
+            parts in proptest::collection::vec(1usize..20, 1..8),
+            skip in 0usize..80,
+            data in proptest::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let mut buffers: Vec<Vec<u8>> = parts.iter().map(|len| vec![0; *len]).collect();
+            let total: usize = parts.iter().sum();
+            let slices: Vec<GuestSlice<'_>> =
+                buffers.iter_mut().map(|b| GuestSlice::from(&mut b[..])).collect();
+            let copied = copy_in(&slices, skip, &data);
+            prop_assert_eq!(copied, data.len().min(total.saturating_sub(skip)));
+            let mut back = vec![0; data.len()];
+            prop_assert_eq!(copy_out(&slices, skip, &mut back), copied);
+            prop_assert_eq!(&back[..copied], &data[..copied]);
+        }
+    }
+}
