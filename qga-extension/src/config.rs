@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser};
+use tracing::Level;
 
 use crate::logic::links::{PvSelector, Selector};
 
@@ -61,6 +62,15 @@ pub struct Config {
 }
 
 impl Config {
+    /// What is logged.
+    pub const fn log_level(&self) -> Level {
+        match self.verbose {
+            0 => Level::INFO,
+            1 => Level::DEBUG,
+            _ => Level::TRACE,
+        }
+    }
+
     /// Which links the agent works on.
     pub fn selector(&self) -> Selector {
         Selector {

@@ -8,20 +8,15 @@ use clap::Parser;
 use qga_extension::agent::Agent;
 use qga_extension::config::Config;
 use qga_extension::io::{Channel, Netlink, UnixChannel, VirtioPort, proc};
+use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::Level;
 
 fn main() -> ExitCode {
     let config = Config::parse();
-    let level = match config.verbose {
-        0 => Level::INFO,
-        1 => Level::DEBUG,
-        _ => Level::TRACE,
-    };
     tracing_subscriber::fmt()
         .with_writer(stderr)
         .with_ansi(stderr().is_terminal())
-        .with_max_level(level)
+        .with_max_level(config.log_level())
         .with_target(false)
         .init();
     match start(&config) {
@@ -35,9 +30,7 @@ fn main() -> ExitCode {
 
 fn start(config: &Config) -> anyhow::Result<()> {
     // One thread, and no timer: an agent with nothing to do is never woken.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build()?;
+    let runtime = Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
         let mut stop = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;

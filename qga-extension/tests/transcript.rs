@@ -3,6 +3,11 @@
 //! In a transcript `>` is what the host sends and `<` what it gets, one line each; `\xff` is the
 //! sentinel byte, and a `>` line that ends in `\` has no newline. The links are this machine's.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a helper of a test that fails is a test that fails"
+)]
+
 use std::path::Path;
 
 use flexvf_protocol::MacAddr;

@@ -114,7 +114,8 @@ make_bridge() {
   local uplink=$1
   ip link set lo up
   # Stray neighbour discovery would spoil packet counts, and snooping would need a querier.
-  ip link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0
+  # An address of its own, or it would take the lowest of its ports', which come and go.
+  ip link add br0 address 52:54:00:77:00:03 type bridge stp_state 0 forward_delay 0 mcast_snooping 0
   ip link set "$uplink" up master br0
   ip link set br0 up
 }
@@ -146,6 +147,8 @@ use_out_folder() {
     mkdir -p "$1"
     FLEXVF_OUT=$(cd "$1" && pwd)
     OUT_IS_OURS=no
+    # Those of an earlier run would be taken for this one's.
+    rm -f "$FLEXVF_OUT"/*.log
   else
     FLEXVF_OUT=$(mktemp -d "${TMPDIR:-/tmp}/flexvf-${0##*/}-XXXXXX")
     OUT_IS_OURS=yes

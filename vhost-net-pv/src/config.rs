@@ -65,13 +65,13 @@ pub struct ServeArgs {
     pub fd: Option<RawFd>,
 
     /// TAP interface; made if it does not exist, and then removed in the end
-    #[arg(long, value_name = "NAME", group = "port", help_heading = "Network")]
+    #[arg(long, value_name = "NAME", group = "frames", help_heading = "Network")]
     pub tap: Option<String>,
     /// Open descriptors of a TAP with a virtio-net header, one a queue pair
-    #[arg(long, value_name = "N,…", value_delimiter = ',', group = "port", help_heading = "Network")]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', group = "frames", help_heading = "Network")]
     pub tap_fd: Vec<RawFd>,
     /// No interface: swallow every frame (null) or give it back (loopback)
-    #[arg(long, value_name = "KIND", group = "port", help_heading = "Network")]
+    #[arg(long, value_name = "KIND", group = "frames", help_heading = "Network")]
     pub port: Option<TestPort>,
     /// Make the TAP a port of this bridge
     #[arg(long, value_name = "NAME", requires = "tap", help_heading = "Network")]

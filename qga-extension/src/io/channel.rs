@@ -63,11 +63,9 @@ impl Channel for UnixChannel {
         let Some(client) = &mut self.client else {
             return Ok(bytes.len());
         };
-        let sent = client.write(bytes).await;
-        if sent.is_err() {
-            self.client = None;
-        }
-        Ok(sent.unwrap_or(bytes.len()))
+        // A client that ended badly stays until a read has said so: what it left half-said must not
+        // become part of the next client's first request.
+        Ok(client.write(bytes).await.unwrap_or(bytes.len()))
     }
 }
 

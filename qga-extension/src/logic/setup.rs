@@ -63,7 +63,8 @@ pub fn next_round(
     pv: &PvSelector,
 ) -> Result<Vec<Planned>, SetupRefusal> {
     let Some(bond) = links.iter().find(|link| link.name == bond_name) else {
-        find_pv(links, pv, None)?;
+        // Checked now, so that a refusal leaves no empty bond behind.
+        check_pv(find_pv(links, pv, None)?, addresses)?;
         return Ok(vec![Planned::new(Step::CreateBond(bond_name.to_owned()))]);
     };
     let state = bond
@@ -82,7 +83,8 @@ pub fn next_round(
         steps.push(Planned::new(Step::ConfigureBond(bond.index)));
     }
     if pv.controller != Some(bond.index) {
-        steps.extend(take_pv(pv, bond, addresses)?);
+        check_pv(pv, addresses)?;
+        steps.extend(take_pv(pv, bond));
     }
     if !bond.up || !state.active_backup {
         steps.push(Planned::new(Step::SetUp(bond.index)));
@@ -111,16 +113,22 @@ fn find_pv<'a>(
     }
 }
 
-fn take_pv(pv: &Link, bond: &Link, addresses: &[Address]) -> Result<Vec<Planned>, SetupRefusal> {
+fn check_pv(pv: &Link, addresses: &[Address]) -> Result<(), SetupRefusal> {
     let name = || pv.name.clone();
     if pv.controller.is_some() {
         return Err(SetupRefusal::HeldElsewhere(name()));
     }
     let mut own = addresses.iter().filter(|address| address.link == pv.index);
-    if let Some(address) = own.find(|address| !is_automatic(address.ip)) {
-        let (name, ip) = (name(), address.ip);
-        return Err(SetupRefusal::HasAddress { name, ip });
+    match own.find(|address| !is_automatic(address.ip)) {
+        Some(address) => Err(SetupRefusal::HasAddress {
+            name: name(),
+            ip: address.ip,
+        }),
+        None => Ok(()),
     }
+}
+
+fn take_pv(pv: &Link, bond: &Link) -> Vec<Planned> {
     let (port, bond) = (pv.index, bond.index);
     let mut steps = Vec::new();
     if pv.up {
@@ -131,7 +139,7 @@ fn take_pv(pv: &Link, bond: &Link, addresses: &[Address]) -> Result<Vec<Planned>
         Step::Release(port),
     ));
     steps.push(Planned::new(Step::SetUp(port)));
-    Ok(steps)
+    steps
 }
 
 /// Addresses that the kernel gives a link by itself, and gives the bond as well.
@@ -222,8 +230,10 @@ mod tests {
     #[test]
     fn a_nic_with_addresses_is_refused_and_a_link_local_one_is_none() {
         let links = [pv(), bond(true)];
-        let refusal = steps(&links, &[address(PV, "10.0.0.2")]).unwrap_err();
-        assert!(refusal.to_string().contains("10.0.0.2"), "{refusal}");
+        for links in [&links[..1], &links] {
+            let refusal = steps(links, &[address(PV, "10.0.0.2")]).unwrap_err();
+            assert!(refusal.to_string().contains("10.0.0.2"), "{refusal}");
+        }
         assert!(steps(&links, &[address(PV, "fe80::1")]).is_ok());
     }
 
@@ -231,8 +241,10 @@ mod tests {
     fn what_belongs_to_others_is_refused() {
         let mut held = pv();
         held.controller = Some(7);
-        let held = steps(&[held, bond(true)], &[]);
-        assert_eq!(held, Err(SetupRefusal::HeldElsewhere("eth0".into())));
+        let refused = Err(SetupRefusal::HeldElsewhere("eth0".into()));
+        assert_eq!(steps(&[held.clone(), bond(true)], &[]), refused);
+        // No bond is made that would then stay empty.
+        assert_eq!(steps(&[held], &[]), refused);
         let mut plain = bond(true);
         plain.bond = None;
         let taken = steps(&[pv(), plain], &[]);

@@ -357,8 +357,10 @@ impl Engine {
             self.learn(now, name, &held.vf, &record);
             self.ended += 1;
             let end = SwitchEnd { n: self.ended, vm: name.clone(), vf: held.vf, record };
+            if self.ends.len() == MAX_ENDS {
+                self.ends.pop_front();
+            }
             self.ends.push_back(end.clone());
-            self.ends.truncate_front(MAX_ENDS);
             out.push(Command::Tell(end));
         }
         if ended && let Some(vm) = self.vms.get_mut(name) {
@@ -508,18 +510,6 @@ impl Backoff {
         self.failures = self.failures.saturating_add(1);
         self.until = now + pause;
         self.reason = reason.to_owned();
-    }
-}
-
-trait TruncateFront {
-    fn truncate_front(&mut self, most: usize);
-}
-
-impl<T> TruncateFront for VecDeque<T> {
-    fn truncate_front(&mut self, most: usize) {
-        while self.len() > most {
-            self.pop_front();
-        }
     }
 }
 

@@ -189,7 +189,7 @@ fn losses_of(stage: &Stage, reports: &[VmReport]) -> Vec<Cause> {
             direction,
             lost: loss.lost,
             noticed_ms: loss.noticed_ms,
-            during: cause_of(vm, loss.noticed_ms, stage.watch.switches()),
+            during: cause_of(vm, loss.noticed_ms, &stage.watch),
         })
     });
     causes.collect()

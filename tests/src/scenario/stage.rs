@@ -147,7 +147,7 @@ impl Stage {
         let mut daemon = self.daemon.take().context("no daemon runs")?;
         daemon.kill()?;
         self.client = None;
-        self.watch.daemon_restarted();
+        self.watch.daemon_killed(now_ms());
         Ok(())
     }
 
@@ -309,9 +309,9 @@ impl Stage {
             Some(client) => client,
             None => QmpClient::connect(&self.host.control_socket())?,
         };
-        let answer = client.execute("query-status", &json!({}))?;
+        let status = client.execute("query-status", &json!({}))?;
         self.client = Some(client);
-        serde_json::from_value(answer).context("read flexvf's status")
+        Ok(status)
     }
 }
 

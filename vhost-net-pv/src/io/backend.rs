@@ -35,7 +35,7 @@ use crate::logic::ring::{Layout, MAX_RING_SIZE};
 const MAX_REGIONS: usize = 256;
 
 /// The device of one process, as its front-end has configured it.
-pub struct Backend {
+pub(super) struct Backend {
     workers: Arc<[WorkerHandle]>,
     offered: u64,
     accepted: u64,

@@ -317,10 +317,8 @@ impl Worker {
             false => EpollTimeout::NONE,
         };
         let mut events = [EpollEvent::empty(); 4];
-        let count = match self.epoll.wait(&mut events, timeout) {
-            Ok(count) => count,
-            Err(_interrupted) => 0,
-        };
+        // An interrupted wait is one without events.
+        let count = self.epoll.wait(&mut events, timeout).unwrap_or_default();
         let mut order = false;
         for event in events.into_iter().take(count) {
             match event.data() {

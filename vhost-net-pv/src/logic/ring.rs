@@ -253,7 +253,7 @@ impl<'m> Ring<'m> {
     ) -> Result<VolatileArrayRef<'m, Descriptor>, Malformed> {
         let bytes = descriptor.len() as usize;
         let count = bytes / DESCRIPTOR_BYTES;
-        if bytes % DESCRIPTOR_BYTES != 0 || count == 0 {
+        if !bytes.is_multiple_of(DESCRIPTOR_BYTES) || count == 0 {
             return Err(Malformed::IndirectTable);
         }
         if count > MAX_PIECES {

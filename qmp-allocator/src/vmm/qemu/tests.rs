@@ -7,9 +7,7 @@ use super::*;
 use crate::vmm::VmmEvent;
 use flexvf_protocol::MacAddr;
 use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::{Child, Command, Stdio};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -230,7 +228,7 @@ async fn the_same_session_with_a_real_qemu() {
     };
     let dir = tempfile::tempdir().unwrap();
     let (socket, proxy) = (dir.path().join("qmp"), dir.path().join("proxy"));
-    let mut child = Command::new(qemu)
+    let child = Command::new(qemu)
         .args("-machine q35 -m 64 -S -display none -nodefaults -netdev user,id=n0".split(' '))
         .args("-device pcie-root-port,id=rp1,chassis=1".split(' '))
         .args("-device pcie-root-port,id=rp2,chassis=2".split(' '))
@@ -239,28 +237,40 @@ async fn the_same_session_with_a_real_qemu() {
         .arg("-qmp")
         .arg(format!("unix:{},server=on,wait=off", socket.display()))
         .stdin(Stdio::null())
-        .spawn()
-        .unwrap();
-    while !socket.exists() {
-        assert!(child.try_wait().unwrap().is_none(), "QEMU has ended");
-        tokio::task::yield_now().await;
+        .spawn();
+    let mut child = Killed(child.unwrap());
+    let qemu = loop {
+        assert!(child.0.try_wait().unwrap().is_none(), "QEMU has ended");
+        match UnixStream::connect(&socket).await {
+            Ok(stream) => break stream,
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    };
+    let listener = UnixListener::bind(&proxy).unwrap();
+    let calls = async {
+        let (vmm, mut events) = QmpVmm::connect(&proxy, LONG, LONG).await.unwrap();
+        session(&vmm, &mut events).await;
+    };
+    tokio::select! {
+        () = calls => {}
+        () = record(qemu, listener) => panic!("QEMU has closed the connection"),
     }
-    let log = Arc::new(Mutex::new(Vec::new()));
-    let recorder = tokio::spawn(record(socket, UnixListener::bind(&proxy).unwrap(), log.clone()));
-    let (vmm, mut events) = QmpVmm::connect(&proxy, LONG, LONG).await.unwrap();
-    session(&vmm, &mut events).await;
-    if let Some(file) = std::env::var_os("FLEXVF_TEST_RECORD") {
-        std::fs::write(file, &*log.lock().unwrap()).unwrap();
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
     }
-    recorder.abort();
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 /// Stands between client and QEMU, and writes down what both say.
-async fn record(qemu: PathBuf, listener: UnixListener, log: Arc<Mutex<Vec<u8>>>) {
+async fn record(mut qemu: UnixStream, listener: UnixListener) {
+    let file = std::env::var_os("FLEXVF_TEST_RECORD");
+    let mut file = file.map(|path| std::fs::File::create(path).unwrap());
     let (mut client, _) = listener.accept().await.unwrap();
-    let mut qemu = UnixStream::connect(qemu).await.unwrap();
     let (from_client, mut to_client) = client.split();
     let (from_qemu, mut to_qemu) = qemu.split();
     let mut from_client = BufReader::new(from_client).lines();
@@ -271,12 +281,13 @@ async fn record(qemu: PathBuf, listener: UnixListener, log: Arc<Mutex<Vec<u8>>>)
             line = from_qemu.next_line() => ("< ", line),
         };
         let Ok(Some(line)) = line else { return };
-        writeln!(log.lock().unwrap(), "{mark}{line}").unwrap();
+        if let Some(file) = &mut file {
+            writeln!(file, "{mark}{line}").unwrap();
+        }
         let line = format!("{line}\n");
-        let sent = if mark == "> " {
-            to_qemu.write_all(line.as_bytes()).await
-        } else {
-            to_client.write_all(line.as_bytes()).await
+        let sent = match mark {
+            "> " => to_qemu.write_all(line.as_bytes()).await,
+            _ => to_client.write_all(line.as_bytes()).await,
         };
         sent.unwrap();
     }

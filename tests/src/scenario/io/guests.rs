@@ -24,6 +24,8 @@ pub struct Guest {
     launcher: Child,
     registration: PathBuf,
     qmp: PathBuf,
+    /// Where launch-vm has its logs, and where they are kept.
+    logs: (PathBuf, PathBuf),
 }
 
 /// How guests are started.
@@ -73,11 +75,12 @@ impl Guest {
         let launcher = Child::start(vm.as_str(), &mut command, &log)?;
         let registration = host.vms_dir().join(format!("{vm}.toml"));
         Ok(Self {
-            vm,
             address,
             launcher,
             registration,
             qmp,
+            logs: (host.run.join(vm.as_str()), host.out.clone()),
+            vm,
         })
     }
 
@@ -108,9 +111,20 @@ impl Guest {
         kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("kill QEMU {pid}"))
     }
 
-    /// Ends it in order.
+    /// Ends it in order, and keeps the logs of its QEMU and its vhost-net-pv.
     pub fn end(&mut self) {
         self.launcher.end();
+        let (folder, out) = &self.logs;
+        for log in ["qemu.log", "pv.log"] {
+            // Missing, if it never came that far.
+            let _ = fs::copy(folder.join(log), out.join(format!("{}-{log}", self.vm)));
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

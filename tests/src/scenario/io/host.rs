@@ -62,6 +62,7 @@ impl Host {
             host.vfs.truncate(vfs);
         }
         fs::create_dir_all(host.vms_dir())?;
+        host.forget_earlier_run()?;
         Ok(host)
     }
 
@@ -115,6 +116,20 @@ impl Host {
         let output = Command::new("lspci").args(["-nnk"]).output();
         let output = output.context("run lspci")?;
         fs::write(self.log(file), output.stdout)?;
+        Ok(())
+    }
+
+    /// Logs are appended to, and read by scenarios: an earlier run's must not speak for this one.
+    fn forget_earlier_run(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.out)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            // The testbed's own are being written.
+            let is_ours = name.ends_with(".log") && !name.starts_with("host-");
+            if is_ours || name == "details.json" {
+                fs::remove_file(&path)?;
+            }
+        }
         Ok(())
     }
 

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 /// The longest wait for an answer: QEMU can be busy pinning memory, under emulation.
@@ -33,28 +35,30 @@ impl QmpClient {
             stream: BufReader::new(stream),
         };
         client.read()?;
-        client.execute("qmp_capabilities", &json!({}))?;
+        client.execute::<Value>("qmp_capabilities", &json!({}))?;
         Ok(client)
     }
 
     /// Runs a command; events that come in between are dropped.
-    pub fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+    pub fn execute<T: DeserializeOwned>(&mut self, command: &str, arguments: &Value) -> Result<T> {
         let request = json!({"execute": command, "arguments": arguments});
         let stream = self.stream.get_mut();
         writeln!(stream, "{request}")
             .with_context(|| format!("{}: {command}", self.path.display()))?;
         loop {
-            let mut answer = self.read()?;
-            if let Some(result) = answer.get_mut("return") {
-                return Ok(result.take());
+            let line = self.read()?;
+            let answer: Answer<T> = serde_json::from_str(&line)
+                .with_context(|| format!("{}: {command}", self.path.display()))?;
+            if let Some(result) = answer.result {
+                return Ok(result);
             }
-            if let Some(error) = answer.get("error") {
+            if let Some(error) = answer.error {
                 bail!("{}: {command}: {error}", self.path.display());
             }
         }
     }
 
-    fn read(&mut self) -> Result<Value> {
+    fn read(&mut self) -> Result<String> {
         let mut line = String::new();
         let mut bounded = (&mut self.stream).take(MAX_LINE);
         let len = bounded.read_line(&mut line);
@@ -62,20 +66,34 @@ impl QmpClient {
         if len == 0 {
             bail!("{} was closed", self.path.display());
         }
-        Ok(serde_json::from_str(&line)?)
+        Ok(line)
     }
+}
+
+/// An answer; neither, if it is an event. Read straight from the text, which keeps maps in order.
+#[derive(Deserialize)]
+struct Answer<T> {
+    #[serde(rename = "return", default = "Option::default")]
+    result: Option<T>,
+    error: Option<Value>,
+}
+
+/// A child in QEMU's object tree.
+#[derive(Deserialize)]
+struct Object {
+    name: String,
+    #[serde(rename = "type")]
+    kind: String,
 }
 
 /// Ids of the devices that flexvf has plugged into a QEMU, by QEMU's own object tree.
 pub fn plugged_devices(qmp: &Path) -> Result<Vec<String>> {
     let mut client = QmpClient::connect(qmp)?;
-    let children = client.execute("qom-list", &json!({"path": "/machine/peripheral"}))?;
-    let children = children.as_array().cloned().unwrap_or_default();
-    let text = |child: &Value, key: &str| child.get(key).and_then(Value::as_str).map(str::to_owned);
-    let id_of_vf = |child: Value| {
-        let id = text(&child, "name").filter(|id| id.starts_with("flexvf-"))?;
-        let kind = text(&child, "type")?;
-        (!kind.contains("pcie-root-port")).then_some(id)
+    let children: Vec<Object> =
+        client.execute("qom-list", &json!({"path": "/machine/peripheral"}))?;
+    let is_vf = |child: &Object| {
+        child.name.starts_with("flexvf-") && !child.kind.contains("pcie-root-port")
     };
-    Ok(children.into_iter().filter_map(id_of_vf).collect())
+    let vfs = children.into_iter().filter(is_vf);
+    Ok(vfs.map(|child| child.name).collect())
 }

@@ -6,35 +6,37 @@
 
 use flexvf_protocol::VmName;
 
-use super::watch::SeenSwitch;
+use super::watch::{SeenSwitch, Watch};
 
 /// How far outside a switch a loss is still laid to it: two polls, and the pause in a stream.
 const SLACK_MS: u64 = 1500;
 
+/// Around a kill, switches are under way of which no daemon tells afterwards.
+const AROUND_KILL_MS: u64 = 3000;
+
 /// What was going on with `vm` when a loss was noticed, in words.
-pub fn cause_of<'a>(
-    vm: &VmName,
-    noticed_ms: u64,
-    switches: impl Iterator<Item = &'a SeenSwitch>,
-) -> String {
+pub fn cause_of(vm: &VmName, noticed_ms: u64, watch: &Watch) -> String {
     let near = |seen: &&SeenSwitch| {
         let begin_ms = begin_ms(seen).saturating_sub(SLACK_MS);
         (begin_ms..=seen.seen_ms + SLACK_MS).contains(&noticed_ms)
     };
-    let mut near: Vec<_> = switches.filter(near).collect();
-    // The VM's own switch explains more than a neighbour's.
+    let mut near: Vec<_> = watch.switches().filter(near).collect();
+    // The VM's own switch explains more than a kill, and that more than a neighbour's switch.
     near.sort_by_key(|seen| seen.switch.vm != *vm);
-    let Some(seen) = near.first() else {
-        return "no switch under way".into();
-    };
-    let switch = &seen.switch;
-    let whose = if switch.vm == *vm {
-        "its".to_owned()
-    } else {
-        format!("{}'s", switch.vm)
-    };
-    let step = step_at(seen, noticed_ms);
-    format!("{whose} switch {} ({step})", switch.direction)
+    let killed = |at_ms: &u64| at_ms.abs_diff(noticed_ms) <= AROUND_KILL_MS;
+    let killed = watch.kills_ms().iter().any(killed);
+    match near.first() {
+        Some(seen) if seen.switch.vm == *vm => {
+            let step = step_at(seen, noticed_ms);
+            format!("its switch {} ({step})", seen.switch.direction)
+        }
+        _ if killed => "the kill of flexvf".into(),
+        Some(seen) => {
+            let (step, switch) = (step_at(seen, noticed_ms), &seen.switch);
+            format!("{}'s switch {} ({step})", switch.vm, switch.direction)
+        }
+        None => "no switch under way".into(),
+    }
 }
 
 fn begin_ms(seen: &SeenSwitch) -> u64 {
@@ -55,28 +57,30 @@ fn step_at(seen: &SeenSwitch, at_ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::status::{Steps, Switch};
+    use super::super::status::Status;
     use super::*;
 
-    fn seen(vm: &str, seen_ms: u64) -> SeenSwitch {
-        let switch = Switch {
-            n: 1,
-            vm: vm.parse().unwrap(),
-            vf: "vf0".into(),
-            direction: "to_vf".into(),
-            reason: String::new(),
-            outcome: "done".into(),
-            detail: None,
-            steps_ms: Steps(vec![("plug".into(), 3000.0), ("join".into(), 1000.0)]),
-            total_ms: 4000.0,
-        };
-        SeenSwitch { switch, seen_ms }
+    fn watch(vms: &[(&str, u64)]) -> Watch {
+        let mut watch = Watch::default();
+        for (n, (vm, seen_ms)) in vms.iter().enumerate() {
+            let text = format!(
+                r#"{{"switches": [{{"n": {n}, "vm": "{vm}", "vf": "vf0", "direction": "to_vf",
+                "steps_ms": {{"plug": 3000, "join": 1000}}, "total_ms": 4000}}]}}"#
+            );
+            let status: Status = serde_json::from_str(&text).unwrap();
+            watch.take(status, *seen_ms);
+        }
+        watch
+    }
+
+    fn cause(vm: &str, noticed_ms: u64, watch: &Watch) -> String {
+        cause_of(&vm.parse().unwrap(), noticed_ms, watch)
     }
 
     #[test]
     fn a_loss_is_laid_to_the_step_it_fell_into() {
-        let (vm, switches) = ("a".parse().unwrap(), [seen("a", 10_000)]);
-        let cause = |at_ms| cause_of(&vm, at_ms, switches.iter());
+        let watch = watch(&[("a", 10_000)]);
+        let cause = |at_ms| cause("a", at_ms, &watch);
         assert_eq!(cause(7_000), "its switch to_vf (about plug)");
         assert_eq!(cause(9_500), "its switch to_vf (about join)");
         assert_eq!(cause(11_000), "its switch to_vf (just after)");
@@ -84,10 +88,11 @@ mod tests {
     }
 
     #[test]
-    fn the_own_switch_goes_before_a_neighbours() {
-        let switches = [seen("b", 10_000), seen("a", 10_100)];
-        let cause = |vm: &str| cause_of(&vm.parse().unwrap(), 7_000, switches.iter());
-        assert_eq!(cause("a"), "its switch to_vf (about plug)");
-        assert_eq!(cause("c"), "b's switch to_vf (about plug)");
+    fn the_own_switch_goes_before_a_kill_and_that_before_a_neighbours() {
+        let mut watch = watch(&[("b", 10_000), ("a", 10_100)]);
+        assert_eq!(cause("c", 7_000, &watch), "b's switch to_vf (about plug)");
+        watch.daemon_killed(8_000);
+        assert_eq!(cause("a", 7_000, &watch), "its switch to_vf (about plug)");
+        assert_eq!(cause("c", 7_000, &watch), "the kill of flexvf");
     }
 }

@@ -4,8 +4,9 @@
 //! are passed over and most known ones may be missing: a check of the daemon must not fail on a
 //! detail it does not look at.
 
+use std::collections::BTreeMap;
+
 use flexvf_protocol::VmName;
-use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -121,7 +122,9 @@ pub struct Switch {
     pub total_ms: f64,
 }
 
-/// Steps and their milliseconds, in the order in which they were taken.
+/// Steps and their milliseconds, in the order in which they are taken.
+///
+/// JSON objects have no order that programs in between would keep, so it is given by [`STEPS`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Steps(pub Vec<(String, f64)>);
 
@@ -176,6 +179,18 @@ impl Status {
     }
 }
 
+impl Problem {
+    /// Subject and text, the subject once.
+    pub fn sentence(&self) -> String {
+        let Self { subject, text } = self;
+        if text.contains(subject.as_str()) {
+            text.clone()
+        } else {
+            format!("{subject}: {text}")
+        }
+    }
+}
+
 impl Serialize for Steps {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.0.len()))?;
@@ -188,28 +203,19 @@ impl Serialize for Steps {
 
 impl<'de> Deserialize<'de> for Steps {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(InOrder)
+        let steps = BTreeMap::<String, f64>::deserialize(deserializer)?;
+        let mut steps: Vec<_> = steps.into_iter().collect();
+        let place = |step: &str| STEPS.iter().position(|known| *known == step);
+        steps.sort_by_key(|(step, _)| place(step).unwrap_or(STEPS.len()));
+        Ok(Self(steps))
     }
 }
 
-/// Reads a map without sorting it.
-struct InOrder;
-
-impl<'de> Visitor<'de> for InOrder {
-    type Value = Steps;
-
-    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("a map of steps to milliseconds")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Steps, A::Error> {
-        let mut steps = Vec::new();
-        while let Some(step) = map.next_entry()? {
-            steps.push(step);
-        }
-        Ok(Steps(steps))
-    }
-}
+/// The daemon's steps, first those to the VF, then those back.
+const STEPS: [&str; 11] = [
+    "prepare", "plug", "join", "activate", "forward", "restore", "return", "drain", "release",
+    "unplug", "sanitise",
+];
 
 #[cfg(test)]
 mod tests {
@@ -226,10 +232,10 @@ mod tests {
     }
 
     #[test]
-    fn steps_keep_their_order() {
-        let text = r#"{"prepare":1.0,"plug":20.5,"join":3.0}"#;
+    fn steps_stand_in_the_order_in_which_they_are_taken() {
+        let text = r#"{"join":3.0,"novel":1.0,"plug":20.5,"prepare":1.0}"#;
         let steps: Steps = serde_json::from_str(text).unwrap();
-        assert_eq!(steps.0[1], ("plug".to_owned(), 20.5));
-        assert_eq!(serde_json::to_string(&steps).unwrap(), text);
+        let in_order = r#"{"prepare":1.0,"plug":20.5,"join":3.0,"novel":1.0}"#;
+        assert_eq!(serde_json::to_string(&steps).unwrap(), in_order);
     }
 }

@@ -22,17 +22,17 @@ pub struct SeenSwitch {
 /// Everything that has been seen.
 #[derive(Debug, Default)]
 pub struct Watch {
-    /// The daemons that were watched so far, less one.
-    incarnation: u32,
+    /// When each daemon before this one was killed (CLOCK_MONOTONIC).
+    kills_ms: Vec<u64>,
     last: Status,
-    switches: BTreeMap<(u32, u64), SeenSwitch>,
+    switches: BTreeMap<(usize, u64), SeenSwitch>,
     intervals: BTreeMap<(VmName, u64), Interval>,
 }
 
 impl Watch {
-    /// The daemon is a new process: it counts from the beginning.
-    pub fn daemon_restarted(&mut self) {
-        self.incarnation += 1;
+    /// The daemon is gone: the next one counts from the beginning.
+    pub fn daemon_killed(&mut self, now_ms: u64) {
+        self.kills_ms.push(now_ms);
         self.last.round = 0;
     }
 
@@ -40,7 +40,7 @@ impl Watch {
     pub fn take(&mut self, status: Status, now_ms: u64) -> Vec<String> {
         let mut news = Vec::new();
         for switch in &status.switches {
-            let key = (self.incarnation, switch.n);
+            let key = (self.kills_ms.len(), switch.n);
             self.switches.entry(key).or_insert_with(|| {
                 news.push(describe(switch));
                 SeenSwitch {
@@ -60,16 +60,9 @@ impl Watch {
             news.push(format!("round {} decided:", status.round));
             news.extend(status.vms.iter().map(describe_vm));
         }
-        for complaint in status
-            .problems
-            .iter()
-            .filter(|it| !self.last.problems.contains(it))
-        {
-            news.push(format!(
-                "problem: {}: {}",
-                complaint.subject, complaint.text
-            ));
-        }
+        let known = &self.last.problems;
+        let problems = status.problems.iter().filter(|it| !known.contains(it));
+        news.extend(problems.map(|it| format!("problem: {}", it.sentence())));
         self.last = status;
         news
     }
@@ -82,6 +75,11 @@ impl Watch {
     /// Every switch so far, in the order of their ends.
     pub fn switches(&self) -> impl Iterator<Item = &SeenSwitch> {
         self.switches.values()
+    }
+
+    /// When daemons were killed.
+    pub fn kills_ms(&self) -> &[u64] {
+        &self.kills_ms
     }
 
     /// Every interval of `vm` that began at `from_ms` or later and had ended by `to_ms`.
@@ -154,7 +152,7 @@ mod tests {
     fn a_new_daemon_counts_its_switches_from_the_beginning() {
         let mut watch = Watch::default();
         watch.take(status(ONE_SWITCH), 10);
-        watch.daemon_restarted();
+        watch.daemon_killed(15);
         watch.take(status(ONE_SWITCH), 20);
         assert_eq!(watch.switches().count(), 2);
     }
