@@ -221,7 +221,9 @@ impl VmmEvents {
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
     /// The port has a device.
-    #[error("root port {port} is occupied by {by}; unplug that, or list another port in the VM's `ports`")]
+    #[error(
+        "root port {port} is occupied by {by}; unplug that, or list another port in the VM's `ports`"
+    )]
     PortOccupied {
         /// The port.
         port: String,

@@ -27,8 +27,10 @@ use crate::{Device, FrontEnds};
 ///   -netdev vhost-user,id=net0,chardev=net0,queues=N -device virtio-net-pci,netdev=net0,mq=on
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true, max_term_width = 100)]
-#[command(after_help = "Example:\n  vhost-net-pv --socket /run/vm0/net.sock --tap vm0 --bridge br0 \
-    --stats /run/vm0/net.stats\n\nLog level: RUST_LOG=debug (default: info).")]
+#[command(
+    after_help = "Example:\n  vhost-net-pv --socket /run/vm0/net.sock --tap vm0 --bridge br0 \
+    --stats /run/vm0/net.stats\n\nLog level: RUST_LOG=debug (default: info)."
+)]
 pub struct Cli {
     /// Another task than serving.
     #[command(subcommand)]
@@ -68,16 +70,22 @@ pub struct ServeArgs {
     #[arg(long, value_name = "NAME", group = "frames", help_heading = "Network")]
     pub tap: Option<String>,
     /// Open descriptors of a TAP with a virtio-net header, one a queue pair
-    #[arg(long, value_name = "N,…", value_delimiter = ',', group = "frames", help_heading = "Network")]
+    #[arg(
+        long,
+        value_name = "N,…",
+        value_delimiter = ',',
+        group = "frames",
+        help_heading = "Network"
+    )]
     pub tap_fd: Vec<RawFd>,
     /// No interface: swallow every frame (null) or give it back (loopback)
     #[arg(long, value_name = "KIND", group = "frames", help_heading = "Network")]
     pub port: Option<TestPort>,
     /// Make the TAP a port of this bridge
-    #[arg(long, value_name = "NAME", requires = "tap", help_heading = "Network")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["tap_fd", "port"], help_heading = "Network")]
     pub bridge: Option<String>,
     /// MTU of the TAP [default: as it is; 1500 when new]
-    #[arg(long, value_name = "BYTES", requires = "tap", help_heading = "Network")]
+    #[arg(long, value_name = "BYTES", conflicts_with_all = ["tap_fd", "port"], help_heading = "Network")]
     #[arg(value_parser = clap::value_parser!(u16).range(68..))]
     pub mtu: Option<u16>,
     /// Queue pairs offered to the guest
@@ -246,10 +254,8 @@ mod tests {
 
     #[test]
     fn the_line_that_launch_vm_uses_is_taken() {
-        let cli = parse(
-            "vhost-net-pv --socket S --tap vm0 --bridge br0 --stats F --queues 2",
-        )
-        .unwrap();
+        let cli =
+            parse("vhost-net-pv --socket S --tap vm0 --bridge br0 --stats F --queues 2").unwrap();
         assert!(cli.command.is_none());
         assert_eq!(cli.serve.queue_pairs(), 2);
     }

@@ -1,5 +1,6 @@
 //! The `vhost-net-pv` program: parses, starts logging, serves until a signal.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -32,6 +33,7 @@ fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(level))
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     // Blocked before the first thread starts, so that no thread but ours is interrupted.
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();

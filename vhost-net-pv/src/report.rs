@@ -28,7 +28,10 @@ pub fn table(page: &Snapshot) -> String {
     }
     text.push('\n');
     for counter in Counter::ALL {
-        let shown = matches!(counter, Counter::Frames | Counter::Segments | Counter::Bytes);
+        let shown = matches!(
+            counter,
+            Counter::Frames | Counter::Segments | Counter::Bytes
+        );
         if shown || total(page, counter) != 0 {
             let _ = write!(text, "{:<22}", name(counter));
             for pair in 0..page.queue_pairs() {
@@ -129,10 +132,7 @@ mod tests {
         let rings = value["rings"].as_array().unwrap();
         assert_eq!(rings.len(), 4);
         assert_eq!(rings[3]["segments"], 47);
-        assert_eq!(
-            rings[0].as_object().unwrap().len(),
-            2 + Counter::ALL.len()
-        );
+        assert_eq!(rings[0].as_object().unwrap().len(), 2 + Counter::ALL.len());
     }
 
     #[test]

@@ -89,9 +89,7 @@ impl Text {
                 None if message.starts_with("unknown field") => {
                     (message, "correct or remove the key".to_owned())
                 }
-                None if message.starts_with("missing field") => {
-                    (message, "add the key".to_owned())
-                }
+                None if message.starts_with("missing field") => (message, "add the key".to_owned()),
                 None => (message, "correct this line".to_owned()),
             };
             ConfigError {

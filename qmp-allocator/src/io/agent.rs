@@ -18,9 +18,7 @@ use flexvf_protocol::agent::{
     LinkCounters, STATUS, VfAnswer, VfArguments, VfState,
 };
 use qapi::Command;
-use qapi::qga::{
-    GuestAgentInfo, GuestNetworkInterface, guest_info, guest_network_get_interfaces,
-};
+use qapi::qga::{GuestAgentInfo, GuestNetworkInterface, guest_info, guest_network_get_interfaces};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;

@@ -92,7 +92,9 @@ pub enum NetlinkError {
         cause: io::Error,
     },
     /// The kernel said yes, and did something else.
-    #[error("{what}: it reads back as {found}; the driver does not keep this setting, leave it out of the pool")]
+    #[error(
+        "{what}: it reads back as {found}; the driver does not keep this setting, leave it out of the pool"
+    )]
     NotKept {
         /// What was asked, with its subject.
         what: String,
@@ -245,7 +247,8 @@ impl Netlink {
     /// [`NetlinkError`]; that there is none is none.
     pub async fn filter_remove(&self, interface: &str, mac: MacAddr) -> Result<(), NetlinkError> {
         let what = format!("{interface}: removing the filter for {mac}");
-        self.forget(interface, mac, NeighbourFlags::Own, &what).await
+        self.forget(interface, mac, NeighbourFlags::Own, &what)
+            .await
     }
 
     /// Points a bridge to one of its ports for an address: `bridge fdb replace MAC dev PORT master static`.
@@ -270,7 +273,8 @@ impl Netlink {
     /// [`NetlinkError`]; that there is no such entry is none.
     pub async fn bridge_unpoint(&self, port: &str, mac: MacAddr) -> Result<(), NetlinkError> {
         let what = format!("{port}: taking its bridge's entry for {mac}");
-        self.forget(port, mac, NeighbourFlags::Controller, &what).await
+        self.forget(port, mac, NeighbourFlags::Controller, &what)
+            .await
     }
 
     async fn forget(
@@ -284,8 +288,12 @@ impl Netlink {
         message.header.family = AddressFamily::Bridge;
         message.header.ifindex = self.link(interface).await?.index;
         message.header.flags = flags;
+        // Asked for by NICs' own tables, and of no account to bridges.
+        message.header.state = NeighbourState::Permanent;
         let octets = mac.octets().to_vec();
-        message.attributes.push(NeighbourAttribute::LinkLayerAddress(octets));
+        message
+            .attributes
+            .push(NeighbourAttribute::LinkLayerAddress(octets));
         let request = self.handle.neighbours().del(message).execute();
         unless(Errno::ENOENT, self.within(what, request).await)
     }
@@ -297,7 +305,9 @@ impl Netlink {
     ) -> Result<LinkMessage, NetlinkError> {
         let what = format!("{name}: asking for the interface");
         let request = self.handle.link().get().match_name(name.to_owned());
-        let request = request.set_filter_mask(AddressFamily::Unspec, mask).execute();
+        let request = request
+            .set_filter_mask(AddressFamily::Unspec, mask)
+            .execute();
         let answer = async { std::pin::pin!(request).try_next().await };
         match self.within(&what, answer).await {
             Ok(Some(message)) => Ok(message),

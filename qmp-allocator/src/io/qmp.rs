@@ -69,7 +69,9 @@ impl EventStream {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QmpError {
     /// Nothing listens on the socket.
-    #[error("QMP socket {socket}: {cause}; is QEMU running with `-qmp unix:{socket},server=on,wait=off`?")]
+    #[error(
+        "QMP socket {socket}: {cause}; is QEMU running with `-qmp unix:{socket},server=on,wait=off`?"
+    )]
     Connect {
         /// The socket.
         socket: String,
@@ -77,7 +79,9 @@ pub enum QmpError {
         cause: String,
     },
     /// Something listens, but greets nobody.
-    #[error("QMP socket {socket}: no greeting; another client is connected? FlexVF needs a -qmp of its own")]
+    #[error(
+        "QMP socket {socket}: no greeting; another client is connected? FlexVF needs a -qmp of its own"
+    )]
     NoGreeting {
         /// The socket.
         socket: String,

@@ -74,7 +74,8 @@ impl Registry {
                     problems.push((self.dir.clone(), line));
                 }
                 let paths: Vec<_> = paths.into_iter().take(MAX_FILES).collect();
-                self.read.retain(|path, _| paths.binary_search(path).is_ok());
+                self.read
+                    .retain(|path, _| paths.binary_search(path).is_ok());
                 for path in paths {
                     self.look_at(path);
                 }
@@ -147,10 +148,13 @@ impl Registry {
                     format!("QMP socket {}", vm.qmp.display()),
                 ),
             ];
-            let taken = taken.into_iter().find_map(|(other, what)| Some((*other?, what)));
+            let taken = taken
+                .into_iter()
+                .find_map(|(other, what)| Some((*other?, what)));
             if let Some((other, what)) = taken {
                 let (file, other) = (path.display(), other.display());
-                let line = format!("{file}: {what} is registered by {other} too; change one of them");
+                let line =
+                    format!("{file}: {what} is registered by {other} too; change one of them");
                 scan.problems.push((path.clone(), line));
                 continue;
             }
@@ -249,7 +253,10 @@ mod tests {
             panic!("{:?}", scan.problems);
         };
         assert!(a.contains("a.toml:1: "), "{a}");
-        assert!(c.ends_with("c.toml: not a regular file; give a file that can be read"), "{c}");
+        assert!(
+            c.ends_with("c.toml: not a regular file; give a file that can be read"),
+            "{c}"
+        );
     }
 
     #[test]
@@ -263,7 +270,10 @@ mod tests {
         let scan = registry.scan();
         assert_eq!((names(scan), scan.problems.len()), (vec!["a"], 1));
         let line = &scan.problems[0].1;
-        assert!(line.ends_with("(what it said before stays in force)"), "{line}");
+        assert!(
+            line.ends_with("(what it said before stays in force)"),
+            "{line}"
+        );
         fs::write(&path, vm(1)).unwrap();
         assert_eq!(registry.scan().problems, []);
     }

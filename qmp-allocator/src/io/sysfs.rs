@@ -81,7 +81,9 @@ pub enum SysfsError {
     #[error("interface {0} is no PCI device; give the interface of a NIC's PF")]
     NotPci(String),
     /// The NIC (or its driver, or the firmware's settings) has no SR-IOV.
-    #[error("{0} has no SR-IOV; enable it in NIC and firmware, or use a pool with kind = \"emulated\"")]
+    #[error(
+        "{0} has no SR-IOV; enable it in NIC and firmware, or use a pool with kind = \"emulated\""
+    )]
     NoSriov(String),
     /// SR-IOV, but no VF has been created.
     #[error(
@@ -92,7 +94,9 @@ pub enum SysfsError {
     #[error("there is no PCI function {0}; see `ls /sys/bus/pci/devices`")]
     NoFunction(PciAddress),
     /// The host itself uses the function.
-    #[error("VF {address} is in use: the host's interface {interface} on it is up; `ip link set {interface} down`, or leave this VF out of the pool's `vfs`")]
+    #[error(
+        "VF {address} is in use: the host's interface {interface} on it is up; `ip link set {interface} down`, or leave this VF out of the pool's `vfs`"
+    )]
     InUse {
         /// The function.
         address: PciAddress,
@@ -100,10 +104,14 @@ pub enum SysfsError {
         interface: String,
     },
     /// No IOMMU group: no passthrough.
-    #[error("{0} has no IOMMU group; boot the host with the IOMMU on (intel_iommu=on or the firmware's AMD-Vi)")]
+    #[error(
+        "{0} has no IOMMU group; boot the host with the IOMMU on (intel_iommu=on or the firmware's AMD-Vi)"
+    )]
     NoIommu(PciAddress),
     /// A driver did not take the function.
-    #[error("{address} is bound to {found} instead of vfio-pci; `modprobe vfio-pci`, and see the kernel's log")]
+    #[error(
+        "{address} is bound to {found} instead of vfio-pci; `modprobe vfio-pci`, and see the kernel's log"
+    )]
     NotBound {
         /// The function.
         address: PciAddress,
@@ -184,7 +192,9 @@ impl Sysfs {
         let dir = self.device(pf);
         let mut vfs = Vec::new();
         for name in names(&dir)? {
-            let index = name.strip_prefix("virtfn").and_then(|index| index.parse().ok());
+            let index = name
+                .strip_prefix("virtfn")
+                .and_then(|index| index.parse().ok());
             let Some(index) = index else { continue };
             let address = target(&dir.join(&name))?.and_then(|device| device.parse().ok());
             vfs.extend(address.map(|address| Vf { index, address }));

@@ -62,7 +62,12 @@ impl QmpVmm {
 
     async fn do_plug(&self, plug: &Plug) -> Result<(), VmmError> {
         let id = &plug.device_id;
-        if self.devices_by_type().await?.iter().any(|(name, _)| name == id) {
+        if self
+            .devices_by_type()
+            .await?
+            .iter()
+            .any(|(name, _)| name == id)
+        {
             return Err(VmmError::AlreadyThere(id.clone()));
         }
         match self.port_state(&plug.port).await? {
@@ -84,7 +89,9 @@ impl QmpVmm {
                 self.netdev_del(&netdev).await?;
                 let arguments = json!({"type": "tap", "id": netdev, "ifname": tap,
                     "script": "no", "downscript": "no"});
-                let added = self.qmp.execute_value("netdev_add", arguments, self.deadline);
+                let added = self
+                    .qmp
+                    .execute_value("netdev_add", arguments, self.deadline);
                 added.await?;
                 let properties = [
                     ("netdev".to_owned(), json!(netdev)),
@@ -132,7 +139,12 @@ impl QmpVmm {
     }
 
     async fn do_forget(&self, id: &str) -> Result<(), VmmError> {
-        if self.devices_by_type().await?.iter().any(|(name, _)| name == id) {
+        if self
+            .devices_by_type()
+            .await?
+            .iter()
+            .any(|(name, _)| name == id)
+        {
             // Without its back-end the NIC would stay, deaf and dumb.
             return Err(VmmError::AlreadyThere(id.into()));
         }
@@ -184,7 +196,9 @@ impl QmpVmm {
             }
         } else {
             let mac = self.get(&path, "mac").await?;
-            let tap = id.strip_prefix(ID_PREFIX).and_then(|rest| rest.strip_prefix(TAP_MARK));
+            let tap = id
+                .strip_prefix(ID_PREFIX)
+                .and_then(|rest| rest.strip_prefix(TAP_MARK));
             PluggedKind::Nic {
                 model: driver.to_owned(),
                 tap: tap.map(str::to_owned),
@@ -200,17 +214,23 @@ impl QmpVmm {
         let Some(entries) = self.list(&path).await? else {
             return Ok(PortState::Missing);
         };
-        let Some((child, kind)) = entries.into_iter().find(|(name, _)| name.starts_with("child["))
+        let Some((child, kind)) = entries
+            .into_iter()
+            .find(|(name, _)| name.starts_with("child["))
         else {
             return Ok(PortState::Empty);
         };
+        let model = kind.trim_start_matches("link<").trim_end_matches('>');
         let by = match self.get(&path, &child).await? {
-            Some(path) => match path.strip_prefix(PERIPHERALS) {
-                Some(id) => id.trim_start_matches('/').to_owned(),
-                None => format!("{kind} at {path}"),
-            },
+            Some(path) => {
+                let id = path.strip_prefix(PERIPHERALS);
+                match id.and_then(|id| id.strip_prefix('/')) {
+                    Some(id) => id.to_owned(),
+                    None => format!("{model} at {path}"),
+                }
+            }
             // Unplugged between the two questions; the next look will tell.
-            None => kind,
+            None => model.to_owned(),
         };
         Ok(PortState::Occupied { by })
     }

@@ -7,7 +7,7 @@
 use std::fs;
 use std::process::{Command, Output};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::Options;
 use super::io::host::Host;
@@ -53,6 +53,10 @@ pub fn play(options: &Options, host: &Host) -> Result<Outcome> {
         _ => Vec::new(),
     };
     let mut stage = Stage::build_with(&options, host, &config, stray)?;
+    // As any other VM's TAP would be.
+    let mut ip = Command::new("ip");
+    ip.args(["link", "set", STRAY_TAP, "up", "master", &host.bridge]);
+    ensure!(ip.status()?.success(), "cannot set {STRAY_TAP} up");
     let mac = stage.guest(&"vm1".parse()?)?.mac()?.to_string();
     write_registrations(host, &mac)?;
     stage.start_daemon()?;

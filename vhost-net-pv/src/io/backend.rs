@@ -239,7 +239,10 @@ impl VhostUserBackendReqHandlerMut for Backend {
             return Err(VhostError::InvalidParam);
         }
         if features != self.accepted {
-            info!(features = format_args!("{features:#x}"), "features accepted");
+            info!(
+                features = format_args!("{features:#x}"),
+                "features accepted"
+            );
         }
         self.accepted = features;
         let negotiated = Negotiated::new(features);

@@ -45,7 +45,19 @@ pub enum End {
     },
     /// The socket failed, or the message was cut.
     #[error("connection to the front-end failed: {0}")]
-    Socket(#[from] io::Error),
+    Socket(io::Error),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            // A killed front-end is gone, also where it still owed us the rest of a message.
+            io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionReset => Self::Closed,
+            _ => Self::Socket(error),
+        }
+    }
 }
 
 impl End {

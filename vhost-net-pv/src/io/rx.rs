@@ -331,12 +331,7 @@ impl<'m> RxPump<'m> {
     }
 
     /// Writes the header before a frame that is in place, and hands its chains over.
-    fn finish(
-        &mut self,
-        mut header: RawHeader,
-        bytes: usize,
-        counters: &mut RingCounters,
-    ) -> Step {
+    fn finish(&mut self, mut header: RawHeader, bytes: usize, counters: &mut RingCounters) -> Step {
         let header_bytes = self.negotiated.header_bytes;
         let mut left = header_bytes + bytes;
         let mut used = 0u16;
@@ -360,5 +355,227 @@ impl<'m> RxPump<'m> {
         }
         self.ring.advance(used);
         Step::Done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::port::{Batch, Loopback};
+    use crate::logic::features::{Offloads, offered};
+    use crate::logic::testing::{BUFFERS, Driver, NEXT, WRITE, memory};
+    use proptest::prelude::*;
+
+    /// A guest's receive ring, a port, and what it has received.
+    struct Guest<'m> {
+        driver: Driver<'m>,
+        pump: RxPump<'m>,
+        state: RxState,
+        port: Loopback,
+        counters: RingCounters,
+        next_buffer: u64,
+        buffers: Vec<(u16, u64, usize)>,
+    }
+
+    impl<'m> Guest<'m> {
+        fn new(memory: &'m crate::logic::memory::Memory, size: u16, accepted: u64) -> Self {
+            let driver = Driver::new(memory, size);
+            let ring = Ring::new(memory, &driver.layout, false, Position::default()).unwrap();
+            Self {
+                driver,
+                pump: RxPump::new(ring, Negotiated::new(accepted)),
+                state: RxState::new(),
+                port: Loopback::new().unwrap(),
+                counters: RingCounters::default(),
+                next_buffer: BUFFERS,
+                buffers: Vec::new(),
+            }
+        }
+
+        fn send(&mut self, frame: &[u8]) {
+            let mut frame = frame.to_vec();
+            self.port.send(&mut Batch::single(&mut frame));
+        }
+
+        fn give(&mut self, length: usize) {
+            let address = self.next_buffer;
+            self.next_buffer += length as u64;
+            let head = self.driver.offer(&[(address, length)], WRITE);
+            self.buffers.push((head, address, length));
+        }
+
+        fn run(&mut self) -> Turn {
+            loop {
+                let turn =
+                    self.pump
+                        .turn(&mut self.port, &mut self.state, &mut self.counters, None);
+                if turn != Turn::More {
+                    return turn;
+                }
+            }
+        }
+
+        /// Frames that the guest makes of the chains returned to it.
+        fn received(&mut self) -> Vec<Vec<u8>> {
+            let returned = self.driver.returned();
+            let mut parts = returned.into_iter();
+            let mut frames = Vec::new();
+            while let Some((head, written)) = parts.next() {
+                if written == 0 {
+                    continue;
+                }
+                let mut bytes = self.take(head, written);
+                let count = u16::from_le_bytes([bytes[10], bytes[11]]);
+                for _ in 1..count {
+                    let (head, written) = parts.next().unwrap();
+                    bytes.extend(self.take(head, written));
+                }
+                frames.push(bytes.split_off(12));
+            }
+            frames
+        }
+
+        fn take(&mut self, head: u32, written: u32) -> Vec<u8> {
+            let (first, address, length) = self.buffers.remove(0);
+            assert_eq!(u32::from(first), head, "buffers were returned out of order");
+            assert!(written as usize <= length);
+            self.driver.get(address, written as usize)
+        }
+    }
+
+    fn all() -> u64 {
+        offered(1, Offloads::ALL)
+    }
+
+    fn frame(length: usize, seed: u8) -> Vec<u8> {
+        (0..length)
+            .map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed))
+            .collect()
+    }
+
+    #[test]
+    fn a_frame_longer_than_a_buffer_spans_several() {
+        let memory = memory();
+        let mut guest = Guest::new(&memory, 64, all());
+        for _ in 0..60 {
+            guest.give(1536);
+        }
+        let frames = [frame(60, 1), frame(40_000, 2), frame(61, 3), frame(9000, 4)];
+        for frame in &frames {
+            guest.send(frame);
+        }
+        assert_eq!(guest.run(), Turn::Idle);
+        assert_eq!(guest.received(), frames);
+        assert_eq!(guest.counters.get(Counter::Frames), 4);
+    }
+
+    #[test]
+    fn without_buffers_frames_stay_in_the_port() {
+        let memory = memory();
+        let mut guest = Guest::new(&memory, 8, all());
+        guest.send(&frame(100, 1));
+        assert_eq!(guest.run(), Turn::Starved);
+        assert_eq!(guest.counters.get(Counter::DropNoBuffer), 0);
+        guest.give(1536);
+        guest.run();
+        assert_eq!(guest.received(), [frame(100, 1)]);
+    }
+
+    #[test]
+    fn a_frame_with_too_few_buffers_is_held_until_there_are_more() {
+        let memory = memory();
+        let mut guest = Guest::new(&memory, 64, all());
+        for _ in 0..5 {
+            guest.give(1536);
+        }
+        guest.send(&frame(20_000, 7));
+        guest.send(&frame(60, 8));
+        assert_eq!(guest.run(), Turn::Starved);
+        assert!(guest.state.is_holding());
+        for _ in 0..20 {
+            guest.give(1536);
+        }
+        assert_eq!(guest.run(), Turn::Idle);
+        assert_eq!(guest.received(), [frame(20_000, 7), frame(60, 8)]);
+    }
+
+    #[test]
+    fn a_frame_that_can_never_fit_is_dropped_and_counted() {
+        let memory = memory();
+        let mut guest = Guest::new(&memory, 4, all());
+        for _ in 0..4 {
+            guest.give(512);
+        }
+        guest.send(&frame(3000, 1));
+        guest.send(&frame(60, 2));
+        guest.run();
+        assert_eq!(guest.counters.get(Counter::DropNoBuffer), 1);
+        assert_eq!(guest.received(), [frame(60, 2)]);
+    }
+
+    #[test]
+    fn without_mergeable_buffers_a_frame_has_one_chain() {
+        let memory = memory();
+        let mergeable = 1 << virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+        let mut guest = Guest::new(&memory, 8, all() & !mergeable);
+        guest.give(1600);
+        guest.give(1600);
+        guest.send(&frame(2000, 1));
+        guest.send(&frame(1500, 2));
+        guest.run();
+        assert_eq!(guest.counters.get(Counter::DropNoBuffer), 1);
+        assert_eq!(guest.received(), [frame(1500, 2)]);
+    }
+
+    #[test]
+    fn a_malformed_buffer_is_returned_unused_and_the_next_one_serves() {
+        let memory = memory();
+        let mut guest = Guest::new(&memory, 8, all());
+        guest.driver.descriptor(7, BUFFERS, 64, NEXT | WRITE, 7);
+        guest.driver.offer_head(7);
+        guest.give(1536);
+        guest.send(&frame(64, 1));
+        guest.run();
+        assert_eq!(guest.counters.get(Counter::DropMalformed), 1);
+        assert_eq!(guest.received(), [frame(64, 1)]);
+    }
+
+    proptest! {
+        #[test]
+        fn frames_arrive_whole_and_in_order_or_are_counted_as_dropped(
+            steps in proptest::collection::vec(
+                prop_oneof![
+                    (60usize..5000).prop_map(Ok),
+                    (20usize..3000).prop_map(Err),
+                ],
+                1..80,
+            ),
+        ) {
+            let memory = memory();
+            let mut guest = Guest::new(&memory, 32, all());
+            let mut sent = Vec::new();
+            let mut received = Vec::new();
+            for (seed, step) in steps.iter().enumerate() {
+                match step {
+                    Ok(length) => {
+                        sent.push(frame(*length, seed as u8));
+                        guest.send(&sent[sent.len() - 1]);
+                    }
+                    Err(buffer) if guest.buffers.len() < 32 => guest.give(*buffer),
+                    Err(_) => {}
+                }
+                guest.run();
+                received.extend(guest.received());
+            }
+            let dropped = guest.counters.get(Counter::DropNoBuffer) as usize;
+            prop_assert_eq!(guest.counters.get(Counter::Frames), received.len() as u64);
+            prop_assert!(received.len() + dropped <= sent.len());
+            // What was received is what was sent, with the dropped ones left out.
+            let mut rest = sent.iter();
+            for frame in &received {
+                prop_assert!(rest.any(|sent| sent == frame), "a frame was changed or reordered");
+            }
+            prop_assert_eq!(guest.counters.get(Counter::DropMalformed), 0);
+        }
     }
 }

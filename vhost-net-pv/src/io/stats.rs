@@ -199,9 +199,7 @@ pub fn read(path: &Path) -> anyhow::Result<Snapshot> {
         .with_context(context)
 }
 
-fn read_page(
-    file: &File,
-) -> io::Result<Result<Snapshot, flexvf_protocol::stats_page::PageError>> {
+fn read_page(file: &File) -> io::Result<Result<Snapshot, flexvf_protocol::stats_page::PageError>> {
     let mut bytes = vec![0; MAX_PAGE_BYTES];
     let mut filled = 0;
     // Pages on other file systems than tmpfs may come in pieces.

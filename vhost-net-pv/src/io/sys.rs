@@ -247,7 +247,11 @@ pub(super) fn receive(socket: &UnixStream, buffer: &mut [u8]) -> io::Result<Rece
         if let ControlMessageOwned::ScmRights(rights) = control {
             // SAFETY: the kernel has just made these descriptors for this process, and each is
             // named here only.
-            fds.extend(rights.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            fds.extend(
+                rights
+                    .into_iter()
+                    .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+            );
         }
     }
     Ok(Received {

@@ -195,3 +195,117 @@ pub(super) fn notify(ring: &mut Ring<'_>, counters: &mut RingCounters, call: Opt
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::port::{Loopback, Null};
+    use crate::logic::testing::{BUFFERS, Driver, NEXT, memory};
+    use proptest::prelude::*;
+
+    fn pump<'m>(driver: &Driver<'m>, header_bytes: usize) -> TxPump<'m> {
+        let ring = Ring::new(driver.memory, &driver.layout, false, Position::default()).unwrap();
+        TxPump::new(ring, header_bytes)
+    }
+
+    fn run(pump: &mut TxPump<'_>, port: &mut dyn Port) -> RingCounters {
+        let mut counters = RingCounters::default();
+        while pump.turn(port, &mut counters, None) == Turn::More {}
+        counters
+    }
+
+    #[test]
+    fn a_malformed_chain_is_dropped_and_the_next_good_one_sent() {
+        let memory = memory();
+        let mut driver = Driver::new(&memory, 8);
+        driver.descriptor(5, BUFFERS, 64, NEXT, 5);
+        driver.offer_head(5);
+        let good = driver.offer(&[(BUFFERS, 72)], 0);
+        let counters = run(&mut pump(&driver, 12), &mut Null);
+        assert_eq!(counters.get(Counter::DropMalformed), 1);
+        assert_eq!(counters.get(Counter::Frames), 1);
+        assert_eq!(driver.returned(), [(5, 0), (u32::from(good), 0)]);
+    }
+
+    #[test]
+    fn a_header_split_over_descriptors_is_legal() {
+        let memory = memory();
+        let mut driver = Driver::new(&memory, 8);
+        let frame: Vec<u8> = (0..60).collect();
+        driver.put(BUFFERS + 4, &[0; 8]);
+        driver.put(BUFFERS + 12, &frame);
+        driver.offer(&[(BUFFERS, 5), (BUFFERS + 5, 4), (BUFFERS + 9, 63)], 0);
+        let mut port = Loopback::new().unwrap();
+        let counters = run(&mut pump(&driver, 12), &mut port);
+        assert_eq!(counters.get(Counter::Bytes), 60);
+        let mut sent = vec![0; 100];
+        let got = port.receive(&mut [0; 12], &[], &mut sent).unwrap();
+        assert_eq!(got, Some(60));
+        assert_eq!(sent[..60], frame);
+    }
+
+    #[test]
+    fn a_chain_that_ends_in_its_header_is_malformed() {
+        let memory = memory();
+        let mut driver = Driver::new(&memory, 8);
+        driver.offer(&[(BUFFERS, 12)], 0);
+        driver.offer(&[(BUFFERS, 12)], 0);
+        let counters = run(&mut pump(&driver, 12), &mut Null);
+        assert_eq!(counters.get(Counter::DropMalformed), 2);
+        // The short header of old drivers leaves two bytes of frame.
+        driver.offer(&[(BUFFERS, 12)], 0);
+        let mut old = pump(&driver, 10);
+        assert_eq!(run(&mut old, &mut Null).get(Counter::Frames), 3);
+    }
+
+    #[test]
+    fn a_frame_larger_than_any_is_the_ports_drop() {
+        let memory = memory();
+        let mut driver = Driver::new(&memory, 8);
+        driver.offer(&[(BUFFERS, MAX_FRAME + 13)], 0);
+        let counters = run(&mut pump(&driver, 12), &mut Null);
+        assert_eq!(counters.get(Counter::DropPort), 1);
+    }
+
+    #[test]
+    fn segments_are_counted_behind_a_split_header() {
+        let memory = memory();
+        let mut driver = Driver::new(&memory, 8);
+        // NEEDS_CSUM, TCPv4, gso_size 1448, csum_start 34; TCP header of 32 bytes.
+        driver.put(BUFFERS, &[1, 1, 66, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0]);
+        driver.put(BUFFERS + 12 + 46, &[0x80]);
+        driver.offer(&[(BUFFERS, 40), (BUFFERS + 40, 38 + 4 * 1448)], 0);
+        let counters = run(&mut pump(&driver, 12), &mut Null);
+        assert_eq!(counters.get(Counter::Segments), 4);
+    }
+
+    proptest! {
+        #[test]
+        fn every_chain_is_returned_once_in_order_and_counted_once(
+            chains in proptest::collection::vec((0u16..20, any::<bool>()), 1..60),
+            lengths in proptest::collection::vec((0u32..200, 0u16..8, 0u16..20), 16),
+        ) {
+            let memory = memory();
+            let mut driver = Driver::new(&memory, 16);
+            for (index, (length, flags, next)) in lengths.iter().enumerate() {
+                driver.descriptor(index as u16, BUFFERS, *length, *flags, *next);
+            }
+            let mut pump = pump(&driver, 12);
+            let mut counters = RingCounters::default();
+            let mut returned = Vec::new();
+            for (head, run) in &chains {
+                driver.offer_head(*head);
+                if *run || driver.returned().is_empty() {
+                    while pump.turn(&mut Null, &mut counters, None) == Turn::More {}
+                    returned.extend(driver.returned());
+                }
+            }
+            let heads: Vec<_> = chains.iter().map(|(head, _)| (u32::from(*head), 0)).collect();
+            prop_assert_eq!(&returned[..], &heads[..returned.len()]);
+            let counted = counters.get(Counter::Frames)
+                + counters.get(Counter::DropMalformed)
+                + counters.get(Counter::DropPort);
+            prop_assert_eq!(counted, returned.len() as u64);
+        }
+    }
+}

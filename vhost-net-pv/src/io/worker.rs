@@ -341,7 +341,11 @@ impl Worker {
         if session.tx_pending
             && let Some(pump) = &mut session.tx
         {
-            let call = self.tx.served.as_ref().and_then(|s| s.setup.call.as_deref());
+            let call = self
+                .tx
+                .served
+                .as_ref()
+                .and_then(|s| s.setup.call.as_deref());
             let turn = pump.turn(&mut *self.port, &mut self.tx.counters, call);
             session.tx_pending = turn == Turn::More;
             self.tx.publish();
@@ -354,7 +358,11 @@ impl Worker {
 
     fn rx_turn(&mut self, session: &mut Session<'_>) {
         let Some(pump) = &mut session.rx else { return };
-        let call = self.rx.served.as_ref().and_then(|s| s.setup.call.as_deref());
+        let call = self
+            .rx
+            .served
+            .as_ref()
+            .and_then(|s| s.setup.call.as_deref());
         let counters = &mut self.rx.counters;
         let turn = pump.turn(&mut *self.port, &mut self.rx_state, counters, call);
         session.rx_pending = turn == Turn::More;

@@ -149,10 +149,7 @@ mod tests {
         ] {
             assert_eq!(none & (1 << bit), 0, "feature {bit} was offered");
         }
-        assert_ne!(
-            offered(2, Offloads::ALL) & (1 << net::VIRTIO_NET_F_MQ),
-            0
-        );
+        assert_ne!(offered(2, Offloads::ALL) & (1 << net::VIRTIO_NET_F_MQ), 0);
     }
 
     #[test]

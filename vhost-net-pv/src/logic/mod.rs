@@ -8,3 +8,5 @@ pub mod net_header;
 pub mod rarp;
 pub mod ring;
 
+#[cfg(test)]
+pub(crate) mod testing;

@@ -70,9 +70,7 @@ impl NetHeader {
             net::VIRTIO_NET_HDR_GSO_UDP => transport,
             net::VIRTIO_NET_HDR_GSO_UDP_L4 => transport + UDP_HEADER,
             // The data offset, in words of four bytes, is the high half of the byte at 12.
-            _ => {
-                transport + byte_at(transport + 12).map_or(20, |byte| usize::from(byte >> 4) * 4)
-            }
+            _ => transport + byte_at(transport + 12).map_or(20, |byte| usize::from(byte >> 4) * 4),
         }
     }
 }

@@ -455,3 +455,186 @@ impl<'m> Part<'m> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{BASE, BUFFERS, Driver, INDIRECT, NEXT, WRITE, memory};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ring<'m>(driver: &Driver<'m>, event_idx: bool) -> Ring<'m> {
+        Ring::new(
+            driver.memory,
+            &driver.layout,
+            event_idx,
+            Position::default(),
+        )
+        .unwrap()
+    }
+
+    fn walk(driver: &Driver<'_>, head: u16) -> Result<(usize, usize), Malformed> {
+        let mut pieces = Vec::new();
+        let walked = ring(driver, false).walk(head, Access::DeviceReads, &mut pieces);
+        if walked.is_err() {
+            assert!(pieces.is_empty(), "pieces of a malformed chain were kept");
+        }
+        walked.map(|bytes| (bytes, pieces.len()))
+    }
+
+    #[test]
+    fn a_chain_of_descriptors_is_one_frame() {
+        let memory = memory();
+        let mut driver = Driver::new(&memory, 8);
+        let head = driver.offer(&[(BUFFERS, 5), (BUFFERS + 64, 7), (BUFFERS + 128, 100)], 0);
+        assert_eq!(walk(&driver, head), Ok((112, 3)));
+    }
+
+    #[test]
+    fn an_indirect_table_may_end_a_chain() {
+        let memory = memory();
+        let driver = Driver::new(&memory, 8);
+        driver.raw_descriptor(BUFFERS, 0, BUFFERS + 4096, 60, NEXT, 1);
+        driver.raw_descriptor(BUFFERS, 1, BUFFERS + 8192, 40, 0, 0);
+        driver.descriptor(0, BUFFERS + 512, 12, NEXT, 3);
+        driver.descriptor(3, BUFFERS, 32, INDIRECT, 0);
+        assert_eq!(walk(&driver, 0), Ok((112, 3)));
+    }
+
+    #[test]
+    fn every_breach_of_the_specification_has_its_name() {
+        let memory = memory();
+        let driver = Driver::new(&memory, 8);
+        let expect = |malformed: Malformed| assert_eq!(walk(&driver, 0), Err(malformed));
+        assert_eq!(walk(&driver, 8), Err(Malformed::Index));
+        driver.descriptor(0, BUFFERS, 64, NEXT, 0);
+        expect(Malformed::Loop);
+        driver.descriptor(0, BUFFERS, 64, NEXT, 800);
+        expect(Malformed::Index);
+        driver.descriptor(0, BUFFERS, 0, 0, 0);
+        expect(Malformed::Empty);
+        driver.descriptor(0, BUFFERS, 64, WRITE, 0);
+        expect(Malformed::Direction);
+        driver.descriptor(0, 0, 64, 0, 0);
+        expect(Malformed::OutOfMemory);
+        driver.descriptor(0, BASE + (1 << 20) - 32, 64, 0, 0);
+        expect(Malformed::OutOfMemory);
+        driver.descriptor(0, u64::MAX - 8, u32::MAX, 0, 0);
+        expect(Malformed::OutOfMemory);
+        driver.descriptor(0, BUFFERS, 16, INDIRECT | NEXT, 1);
+        expect(Malformed::Indirect);
+        driver.raw_descriptor(BUFFERS, 0, BUFFERS, 16, INDIRECT, 0);
+        driver.descriptor(0, BUFFERS, 16, INDIRECT, 0);
+        expect(Malformed::Indirect);
+        driver.descriptor(0, BUFFERS, 17, INDIRECT, 0);
+        expect(Malformed::IndirectTable);
+        driver.descriptor(0, 0, 16, INDIRECT, 0);
+        expect(Malformed::IndirectTable);
+        driver.descriptor(0, BUFFERS, 16 * 2000, INDIRECT, 0);
+        expect(Malformed::TooLong);
+    }
+
+    #[test]
+    fn a_buffer_may_cross_into_the_neighbouring_region() {
+        let second = BASE + (1 << 20);
+        let regions = [
+            (GuestAddress(BASE), 1 << 20),
+            (GuestAddress(second), 1 << 16),
+        ];
+        let memory = Memory::from_ranges(&regions).unwrap();
+        let mut driver = Driver::new(&memory, 8);
+        let head = driver.offer(&[(second - 10, 30)], 0);
+        assert_eq!(walk(&driver, head), Ok((30, 2)));
+    }
+
+    #[test]
+    fn after_a_jump_of_the_index_the_ring_goes_on() {
+        let memory = memory();
+        let mut driver = Driver::new(&memory, 8);
+        let mut ring = ring(&driver, false);
+        driver.set_available(4000);
+        assert_eq!(ring.available(), Err(IndexJump));
+        assert_eq!(ring.available(), Ok(0));
+        let head = driver.offer(&[(BUFFERS, 64)], 0);
+        assert_eq!(ring.available(), Ok(1));
+        assert_eq!(ring.head(0), head);
+    }
+
+    #[test]
+    fn rings_of_a_bad_shape_are_refused() {
+        let memory = memory();
+        let good = Driver::new(&memory, 8).layout;
+        let refuse = |layout: Layout| Ring::new(&memory, &layout, true, Position::default()).err();
+        assert_eq!(refuse(Layout { size: 0, ..good }), Some(BadLayout::Size(0)));
+        assert_eq!(
+            refuse(Layout { size: 12, ..good }),
+            Some(BadLayout::Size(12))
+        );
+        for layout in [
+            Layout {
+                descriptors: good.descriptors + 8,
+                ..good
+            },
+            Layout {
+                used: good.used + 2,
+                ..good
+            },
+            Layout {
+                available: BASE + (1 << 20) - 8,
+                ..good
+            },
+            Layout {
+                descriptors: 0,
+                ..good
+            },
+        ] {
+            assert!(matches!(refuse(layout), Some(BadLayout::Address { .. })));
+        }
+    }
+
+    proptest! {
+        /// The rule of virtio 1.x, section 2.7.10, in words: interrupt if the used index has gone
+        /// past the event index since the last time it was shown.
+        #[test]
+        fn an_interrupt_is_sent_when_the_event_index_was_passed(
+            start: u16, count in 1u16..=8, event: u16
+        ) {
+            let memory = memory();
+            let driver = Driver::new(&memory, 8);
+            let position = Position { next_available: start, next_used: start };
+            let mut ring = Ring::new(&memory, &driver.layout, true, position).unwrap();
+            driver.set_used_event(event);
+            for _ in 0..count {
+                ring.push_used(0, 0);
+            }
+            let passed = (0..count).any(|step| start.wrapping_add(step) == event);
+            prop_assert_eq!(ring.publish(), Some(passed));
+            prop_assert_eq!(ring.publish(), None);
+        }
+
+        #[test]
+        fn no_descriptor_table_makes_a_walk_panic_or_run_away(
+            descriptors in proptest::collection::vec(
+                (any::<u64>(), any::<u32>(), 0u16..8, 0u16..10, any::<bool>()), 8
+            ),
+            writes: bool,
+            head in 0u16..10,
+        ) {
+            let memory = memory();
+            let driver = Driver::new(&memory, 8);
+            for (index, (address, length, flags, next, sane)) in descriptors.iter().enumerate() {
+                // Half of the addresses lie in memory, many in the descriptor table itself.
+                let address = if *sane { BASE + address % (1 << 8) } else { *address };
+                let length = if *sane { length % 200 } else { *length };
+                driver.descriptor(index as u16, address, length, *flags, *next);
+            }
+            let access = if writes { Access::DeviceWrites } else { Access::DeviceReads };
+            let mut pieces = Vec::new();
+            if let Ok(bytes) = ring(&driver, true).walk(head, access, &mut pieces) {
+                prop_assert!(pieces.len() <= MAX_PIECES);
+                prop_assert_eq!(bytes, pieces.iter().map(GuestSlice::len).sum::<usize>());
+            } else {
+                prop_assert!(pieces.is_empty());
+            }
+        }
+    }
+}

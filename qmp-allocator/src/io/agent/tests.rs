@@ -44,7 +44,10 @@ impl Guest {
         let request = self.request().await;
         assert_eq!(request["execute"], "guest-sync-delimited");
         let number = &request["arguments"]["id"];
-        assert!(number.as_i64().is_some_and(|number| number >= 0), "{number}");
+        assert!(
+            number.as_i64().is_some_and(|number| number >= 0),
+            "{number}"
+        );
         let error = json!({"class": "GenericError", "desc": "JSON parse error"});
         self.send_line(json!({"error": error})).await;
         self.send(&[0xff]).await;
@@ -53,14 +56,16 @@ impl Guest {
 
     async fn answer(&mut self, value: Value) -> Value {
         let request = self.request().await;
-        self.send_line(json!({"return": value, "id": request["id"]})).await;
+        self.send_line(json!({"return": value, "id": request["id"]}))
+            .await;
         request
     }
 
     async fn refuse(&mut self, class: &str, desc: &str) {
         let request = self.request().await;
         let error = json!({"class": class, "desc": desc});
-        self.send_line(json!({"error": error, "id": request["id"]})).await;
+        self.send_line(json!({"error": error, "id": request["id"]}))
+            .await;
     }
 }
 
@@ -126,12 +131,16 @@ async fn after_a_timeout_the_late_answer_is_dropped_by_a_new_synchronisation() {
         guest.sync().await;
         let late = guest.request().await;
         let sync = guest.request().await;
-        guest.send_line(json!({"return": {"state": "active"}, "id": late["id"]})).await;
+        guest
+            .send_line(json!({"return": {"state": "active"}, "id": late["id"]}))
+            .await;
         // What a stale synchronisation of somebody else's would look like.
         guest.send(&[0xff]).await;
         guest.send_line(json!({"return": 12345})).await;
         guest.send(&[0xff]).await;
-        guest.send_line(json!({"return": sync["arguments"]["id"]})).await;
+        guest
+            .send_line(json!({"return": sync["arguments"]["id"]}))
+            .await;
         guest.answer(json!({"state": "ready"})).await;
     };
     let vf = VfArguments {
@@ -168,8 +177,14 @@ async fn a_dropped_call_is_followed_by_a_new_synchronisation() {
 #[tokio::test]
 async fn who_is_there_is_told_by_guest_info() {
     for (commands, kind) in [
-        (json!([{"name": STATUS, "enabled": true, "success-response": true}]), AgentKind::Ours("7.2".into())),
-        (json!([{"name": STATUS, "enabled": false, "success-response": true}]), AgentKind::Stock("7.2".into())),
+        (
+            json!([{"name": STATUS, "enabled": true, "success-response": true}]),
+            AgentKind::Ours("7.2".into()),
+        ),
+        (
+            json!([{"name": STATUS, "enabled": false, "success-response": true}]),
+            AgentKind::Stock("7.2".into()),
+        ),
         (json!([]), AgentKind::Stock("7.2".into())),
     ] {
         let (mut agent, mut guest) = pair();
@@ -208,7 +223,11 @@ async fn a_stock_agents_counters_are_found_by_mac_on_the_bond() {
     let links = links.unwrap();
     assert_eq!(links.len(), MAX_INTERFACES);
     let counters = counters_of(&links, MacAddr::new([0x52, 0x54, 0, 0, 0, 1])).unwrap();
-    let found = (counters.rx_packets, counters.tx_packets, counters.tx_dropped);
+    let found = (
+        counters.rx_packets,
+        counters.tx_packets,
+        counters.tx_dropped,
+    );
     assert_eq!(found, (30, 6, 5));
     assert_eq!(counters_of(&links, VF_MAC), None);
 }
@@ -218,8 +237,15 @@ async fn refusals_are_typed_and_their_words_harmless() {
     let (mut agent, mut guest) = pair();
     let serve = async {
         guest.sync().await;
-        guest.refuse("CommandNotFound", "The command is not there").await;
-        guest.refuse("GenericError", &format!("\u{1b}]0;owned\u{7}\n{}", "x".repeat(10_000))).await;
+        guest
+            .refuse("CommandNotFound", "The command is not there")
+            .await;
+        guest
+            .refuse(
+                "GenericError",
+                &format!("\u{1b}]0;owned\u{7}\n{}", "x".repeat(10_000)),
+            )
+            .await;
         guest.answer(json!({"state": "on fire"})).await;
     };
     let vf = VfArguments {
@@ -233,7 +259,10 @@ async fn refusals_are_typed_and_their_words_harmless() {
         let Err(AgentError::Refused { desc, .. }) = agent.join_vf(&vf, LONG).await else {
             panic!("taken");
         };
-        assert!(desc.starts_with("\u{fffd}]0;owned\u{fffd}\u{fffd}xxx"), "{desc}");
+        assert!(
+            desc.starts_with("\u{fffd}]0;owned\u{fffd}\u{fffd}xxx"),
+            "{desc}"
+        );
         assert_eq!(desc.chars().count(), 200);
         let error = agent.join_vf(&vf, LONG).await.unwrap_err();
         assert!(matches!(error, AgentError::Protocol { .. }), "{error}");
@@ -254,7 +283,10 @@ async fn a_guests_texts_are_cut_and_made_harmless() {
     let (told, ()) = tokio::join!(agent.status(LONG), serve);
     let told = told.unwrap();
     assert!(!told.version.contains('\u{1b}'));
-    assert_eq!((told.version.chars().count(), told.bond.unwrap().len()), (64, 64));
+    assert_eq!(
+        (told.version.chars().count(), told.bond.unwrap().len()),
+        (64, 64)
+    );
 }
 
 #[tokio::test]
@@ -269,10 +301,16 @@ async fn an_endless_line_ends_the_call_and_not_the_memory() {
     };
     let call = async {
         let error = agent.status(LONG).await.unwrap_err();
-        assert!(error.to_string().ends_with("a line of more than 64 KiB"), "{error}");
+        assert!(
+            error.to_string().ends_with("a line of more than 64 KiB"),
+            "{error}"
+        );
         // Nor does it get through a synchronisation for ever.
         let error = agent.status(LONG).await.unwrap_err();
-        assert!(error.to_string().ends_with("256 KiB and no answer in them"), "{error}");
+        assert!(
+            error.to_string().ends_with("256 KiB and no answer in them"),
+            "{error}"
+        );
     };
     tokio::select! {
         () = call => {}
@@ -342,13 +380,19 @@ async fn a_close_at_any_byte_is_closed_and_never_a_hang() {
         let (mut agent, mut guest) = pair();
         guest.send(&script[..cut]).await;
         drop(guest);
-        assert_eq!(agent.status(LONG).await, Err(AgentError::Closed), "cut at {cut}");
+        assert_eq!(
+            agent.status(LONG).await,
+            Err(AgentError::Closed),
+            "cut at {cut}"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_missing_socket_is_named() {
-    let error = Agent::connect(Path::new("/no/such/agent"), LONG).await.unwrap_err();
+    let error = Agent::connect(Path::new("/no/such/agent"), LONG)
+        .await
+        .unwrap_err();
     assert_eq!(
         error.to_string(),
         "agent socket /no/such/agent: No such file or directory (os error 2); is QEMU running with a chardev there?"

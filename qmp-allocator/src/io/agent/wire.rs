@@ -136,11 +136,16 @@ impl Wire {
             }
             if *budget == 0 {
                 let limit = MAX_CALL_BYTES / 1024;
-                return Err(Fault::Protocol(format!("{limit} KiB and no answer in them")));
+                return Err(Fault::Protocol(format!(
+                    "{limit} KiB and no answer in them"
+                )));
             }
             let mut buffer = [0; READ_BYTES];
             let room = READ_BYTES.min(*budget);
-            let read = self.stream.read(buffer.get_mut(..room).unwrap_or(&mut [])).await;
+            let read = self
+                .stream
+                .read(buffer.get_mut(..room).unwrap_or(&mut []))
+                .await;
             match read {
                 Ok(count) if count > 0 => {
                     *budget -= count.min(*budget);

@@ -163,3 +163,38 @@ impl Pace {
         (self.taken >= Self::BYTES).then_some(end)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_window_brings_more_than_its_bytes_and_one_read(
+            reads in prop::collection::vec((0u64..40, 1..=READ_BYTES), 1..500),
+        ) {
+            let begin = Instant::now();
+            let mut now = begin;
+            let mut pace = Pace::new(begin);
+            let mut windows: HashMap<Instant, usize> = HashMap::new();
+            for (pause_ms, bytes) in reads {
+                now += Duration::from_millis(pause_ms);
+                if let Some(resume) = pace.resume_at(now) {
+                    prop_assert!(resume > now && resume <= now + Pace::WINDOW);
+                    now = resume;
+                    prop_assert_eq!(pace.resume_at(now), None);
+                }
+                // As greedy as can be: all of a window's bytes at once.
+                for _ in 0..Pace::BYTES / READ_BYTES {
+                    if pace.resume_at(now).is_some() {
+                        break;
+                    }
+                    pace.taken(bytes);
+                    *windows.entry(pace.window_began).or_default() += bytes;
+                }
+            }
+            prop_assert!(windows.values().all(|bytes| *bytes < Pace::BYTES + READ_BYTES));
+        }
+    }
+}

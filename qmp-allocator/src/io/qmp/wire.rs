@@ -115,3 +115,44 @@ fn present<'de, D: Deserializer<'de>, R: Deserialize<'de>>(
 }
 
 const MAX_CLASS_CHARS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Lines that begin as QMP's do, and go wrong anywhere.
+    fn lines() -> impl Strategy<Value = Vec<u8>> {
+        let good = prop::sample::select(vec![
+            r#"{"return": {"a": [1, null, "x"]}, "id": 7}"#,
+            r#"{"id": 7, "error": {"class": "GenericError", "desc": "no"}}"#,
+            r#"{"timestamp": {"seconds": -1}, "event": "RESET", "data": {"guest": true}}"#,
+            r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": ["oob"]}}"#,
+        ]);
+        (good, any::<prop::sample::Index>(), any::<u8>()).prop_map(|(line, index, byte)| {
+            let mut line = line.as_bytes().to_vec();
+            let at = index.index(line.len());
+            if byte % 3 == 0 {
+                line.truncate(at);
+            } else {
+                line[at] = byte;
+            }
+            line
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_panics(line in prop_oneof![lines(), any::<Vec<u8>>()]) {
+            let _ = (classify(&line), greeting(&line), answer::<Value>("x", &line));
+        }
+    }
+
+    #[test]
+    fn an_answer_too_long_to_decode_is_an_error() {
+        let line = format!("{{\"return\": \"{}\"}}", "x".repeat(MAX_DECODED));
+        let error = answer::<Value>("qom-list", line.as_bytes()).unwrap_err();
+        let expected = "unexpected answer from QEMU: qom-list: an answer of more than 1 MiB";
+        assert_eq!(error.to_string(), expected);
+    }
+}

@@ -66,7 +66,13 @@ impl Sysfs {
         interfaces: &[String],
     ) -> Result<Option<String>, SysfsError> {
         for interface in interfaces {
-            let flags = text(&self.device(address).join("net").join(interface).join("flags"))?;
+            let flags = text(
+                &self
+                    .device(address)
+                    .join("net")
+                    .join(interface)
+                    .join("flags"),
+            )?;
             let flags = flags.unwrap_or_default();
             let flags = u32::from_str_radix(flags.trim_start_matches("0x"), 16).unwrap_or(0);
             if flags & IFF_UP != 0 {

@@ -129,7 +129,7 @@ async fn refusals(vmm: &QmpVmm, plugged: &Plug) {
         ),
         (
             &vfio,
-            "QEMU refused device_add: vfio 0000:ff:1f.7: no such host device: No such file or directory",
+            "QEMU refused device_add: vfio /sys/bus/pci/devices/0000:ff:1f.7: no such host device: No such file or directory",
         ),
         (
             &model,
@@ -139,7 +139,10 @@ async fn refusals(vmm: &QmpVmm, plugged: &Plug) {
         assert_eq!(vmm.plug(plug).await.unwrap_err().to_string(), error);
     }
     let forgotten = vmm.forget(&plugged.device_id).await;
-    assert!(matches!(forgotten, Err(VmmError::AlreadyThere(_))), "{forgotten:?}");
+    assert!(
+        matches!(forgotten, Err(VmmError::AlreadyThere(_))),
+        "{forgotten:?}"
+    );
 }
 
 /// Sends QEMU's recorded lines, and insists on the recorded requests in between.
@@ -183,9 +186,16 @@ async fn a_vfio_device_is_seen_with_its_host_function() {
     let serve = async {
         let (stream, _) = listener.accept().await.unwrap();
         let mut stream = BufReader::new(stream);
-        let greeting = RECORDED.lines().find(|line| line.starts_with("< ")).unwrap();
+        let greeting = RECORDED
+            .lines()
+            .find(|line| line.starts_with("< "))
+            .unwrap();
         let greeting = format!("{}\n", &greeting[2..]);
-        stream.get_mut().write_all(greeting.as_bytes()).await.unwrap();
+        stream
+            .get_mut()
+            .write_all(greeting.as_bytes())
+            .await
+            .unwrap();
         let id = "flexvf-0000-01-10-0";
         for answer in [
             json!({}),

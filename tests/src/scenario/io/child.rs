@@ -38,6 +38,8 @@ impl Child {
     }
 
     fn spawn(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
+        // Logs are read by people and by scenarios, not by a terminal.
+        command.env("NO_COLOR", "1");
         let process = tie_to_this_thread(command).spawn();
         let program = command.get_program().to_string_lossy().into_owned();
         let process =

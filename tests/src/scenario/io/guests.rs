@@ -62,7 +62,7 @@ impl Guest {
             .arg(&host.initrd)
             .arg("--append")
             .arg(format!(
-                "console=ttyS0 quiet panic=-1 mitigations=off flexvf.ip={address}/24 flexvf.name={vm}"
+                "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check flexvf.ip={address}/24 flexvf.name={vm}"
             ))
             .arg("--serial-log")
             .arg(host.log(&format!("{vm}-serial.log")))

@@ -78,4 +78,3 @@ impl Port for Loopback {
         Ok(())
     }
 }
-

@@ -52,8 +52,10 @@ fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EBUSY) => "; another program holds it",
         Some(libc::EPERM) => "; CAP_NET_ADMIN is needed, or an interface that belongs to you",
-        Some(libc::EINVAL) => "; it exists as another kind of interface (several queues need a \
-                               TAP made with multi_queue)",
+        Some(libc::EINVAL) => {
+            "; it exists as another kind of interface (several queues need a \
+                               TAP made with multi_queue)"
+        }
         _ => "",
     }
 }
@@ -107,7 +109,11 @@ impl Tap {
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(TUN_DEVICE)
             .map_err(TapError::Device)?;
-        let extra = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
+        let extra = if multi_queue {
+            libc::IFF_MULTI_QUEUE
+        } else {
+            0
+        };
         sys::tun_attach(file.as_fd(), name, NEEDED_FLAGS | extra).map_err(|source| {
             TapError::Attach {
                 name: name.to_owned(),

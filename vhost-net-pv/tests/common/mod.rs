@@ -1,0 +1,268 @@
+//! A small vhost-user front-end that speaks as QEMU 10 does, for tests over a real socket.
+
+use std::io::{self, IoSlice, Read};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use vhost::vhost_user::message::FrontendReq;
+pub(crate) use vhost_net_pv::logic::{memory, ring};
+use vm_memory::{FileOffset, GuestAddress};
+
+use memory::Memory;
+use testing::{BASE, Driver, WRITE};
+
+#[path = "../../src/logic/testing.rs"]
+#[allow(
+    dead_code,
+    reason = "shared with the unit tests, which use the rest of it"
+)]
+pub(crate) mod testing;
+
+/// Bytes of guest memory.
+const MEMORY: u64 = 1 << 20;
+/// Where the front-end claims to have mapped it: ring addresses are given in these terms.
+const USER_ADDRESS: u64 = 0x7f00_0000_0000;
+/// Frames come and go within this, or a test fails.
+const DEADLINE: Duration = Duration::from_secs(10);
+const NEED_REPLY: u32 = 8;
+const RING_SIZE: u16 = 64;
+/// Buffers of the receive ring.
+const RX_BUFFERS: u64 = BASE + 0x2_0000;
+const RX_BUFFER: u64 = 2048;
+/// Room for frames to send.
+pub(crate) const TX_BUFFERS: u64 = BASE + 0x8_0000;
+const VIRTIO_NET_HEADER: usize = 12;
+
+/// Memory that is shared with the backend.
+pub(crate) struct Shared {
+    pub(crate) memory: Memory,
+    file: OwnedFd,
+}
+
+impl Shared {
+    pub(crate) fn new() -> Self {
+        let file = memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap();
+        nix::unistd::ftruncate(&file, MEMORY.cast_signed()).unwrap();
+        let map = FileOffset::new(file.try_clone().unwrap().into(), 0);
+        let ranges = [(GuestAddress(BASE), MEMORY as usize, Some(map))];
+        let memory = Memory::from_ranges_with_files(ranges).unwrap();
+        Self { memory, file }
+    }
+}
+
+/// A connected front-end with one queue pair.
+pub(crate) struct FrontEnd<'m> {
+    pub(crate) stream: UnixStream,
+    shared: &'m Shared,
+    pub(crate) rx: Driver<'m>,
+    pub(crate) tx: Driver<'m>,
+    kicks: [EventFd; 2],
+    calls: [EventFd; 2],
+}
+
+impl<'m> FrontEnd<'m> {
+    pub(crate) fn connect(path: &Path, shared: &'m Shared) -> Self {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match UnixStream::connect(path) {
+                Ok(stream) => return Self::new(stream, shared),
+                Err(error) => assert!(Instant::now() < deadline, "no backend: {error}"),
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    pub(crate) fn new(stream: UnixStream, shared: &'m Shared) -> Self {
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        let mut front_end = Self {
+            stream,
+            shared,
+            rx: Driver::at(&shared.memory, RING_SIZE, BASE),
+            tx: Driver::at(&shared.memory, RING_SIZE, BASE + 0x8000),
+            kicks: [event(), event()],
+            calls: [event(), event()],
+        };
+        front_end.rx.restart();
+        front_end.tx.restart();
+        front_end
+    }
+
+    /// Sends a message as it is.
+    pub(crate) fn send(&self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) -> io::Result<()> {
+        let mut message = Vec::new();
+        message.extend(request.to_ne_bytes());
+        message.extend((1 | flags).to_ne_bytes());
+        message.extend(u32::try_from(payload.len()).unwrap().to_ne_bytes());
+        message.extend(payload);
+        let rights = [ControlMessage::ScmRights(fds)];
+        let control: &[_] = if fds.is_empty() { &[] } else { &rights };
+        let vectors = [IoSlice::new(&message)];
+        let socket = self.stream.as_raw_fd();
+        sendmsg::<()>(socket, &vectors, control, MsgFlags::MSG_NOSIGNAL, None)?;
+        Ok(())
+    }
+
+    /// Reads a reply that carries a number.
+    pub(crate) fn reply(&mut self) -> io::Result<u64> {
+        let mut reply = [0; 20];
+        self.stream.read_exact(&mut reply)?;
+        Ok(u64::from_ne_bytes(reply[12..].try_into().unwrap()))
+    }
+
+    /// Asks for a number.
+    pub(crate) fn get(&mut self, request: FrontendReq) -> u64 {
+        self.send(request.into(), 0, &[], &[]).unwrap();
+        self.reply().unwrap()
+    }
+
+    /// Sends numbers and wants no answer.
+    pub(crate) fn tell(&self, request: FrontendReq, words: &[u64], fds: &[RawFd]) {
+        let payload: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        self.send(request.into(), 0, &payload, fds).unwrap();
+    }
+
+    /// Sends numbers and wants to know whether it worked: 0 is yes.
+    pub(crate) fn ask(&mut self, request: FrontendReq, words: &[u64], fds: &[RawFd]) -> io::Result<u64> {
+        let payload: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        self.send(request.into(), NEED_REPLY, &payload, fds)?;
+        self.reply()
+    }
+
+    /// All that QEMU 10 says up to a running device, in its order. Returns the features.
+    pub(crate) fn start(&mut self) -> u64 {
+        let features = self.negotiate();
+        self.share_memory();
+        self.start_rings([0, 0]);
+        features
+    }
+
+    /// Up to the features; rings are enabled before those, as QEMU does it.
+    pub(crate) fn negotiate(&mut self) -> u64 {
+        let features = self.get(FrontendReq::GET_FEATURES);
+        let protocol = self.get(FrontendReq::GET_PROTOCOL_FEATURES);
+        self.tell(FrontendReq::SET_PROTOCOL_FEATURES, &[protocol], &[]);
+        assert!(self.get(FrontendReq::GET_QUEUE_NUM) >= 1);
+        self.tell(FrontendReq::SET_OWNER, &[], &[]);
+        assert_eq!(self.get(FrontendReq::GET_FEATURES), features);
+        for ring in 0..2u32 {
+            let call = self.calls[ring as usize].as_raw_fd();
+            self.tell(FrontendReq::SET_VRING_CALL, &[ring.into()], &[call]);
+            let enable = [u64::from(ring) | 1 << 32];
+            let early = self.ask(FrontendReq::SET_VRING_ENABLE, &enable, &[]);
+            assert_eq!(early.unwrap(), 0, "ring {ring} could not be enabled early");
+        }
+        self.tell(FrontendReq::SET_FEATURES, &[features], &[]);
+        features
+    }
+
+    pub(crate) fn share_memory(&mut self) {
+        let region = [0, BASE, MEMORY, USER_ADDRESS, 0];
+        let file = self.shared.file.as_raw_fd();
+        let added = self.ask(FrontendReq::ADD_MEM_REG, &region, &[file]);
+        assert_eq!(added.unwrap(), 0);
+    }
+
+    pub(crate) fn share_memory_as_table(&mut self) {
+        let table = [1, BASE, MEMORY, USER_ADDRESS, 0];
+        let file = self.shared.file.as_raw_fd();
+        let taken = self.ask(FrontendReq::SET_MEM_TABLE, &table, &[file]);
+        assert_eq!(taken.unwrap(), 0);
+    }
+
+    pub(crate) fn start_rings(&mut self, bases: [u64; 2]) {
+        for (ring, base) in bases.into_iter().enumerate() {
+            let layout = [self.rx.layout, self.tx.layout][ring];
+            let user = |guest: u64| guest - BASE + USER_ADDRESS;
+            let ring_word = ring as u64;
+            let in_high = |value: u64| ring_word | value << 32;
+            self.tell(
+                FrontendReq::SET_VRING_NUM,
+                &[in_high(RING_SIZE.into())],
+                &[],
+            );
+            self.tell(FrontendReq::SET_VRING_BASE, &[in_high(base)], &[]);
+            let addresses = [
+                ring_word,
+                user(layout.descriptors),
+                user(layout.used),
+                user(layout.available),
+                0,
+            ];
+            self.tell(FrontendReq::SET_VRING_ADDR, &addresses, &[]);
+            let kick = self.kicks[ring].as_raw_fd();
+            self.tell(FrontendReq::SET_VRING_KICK, &[ring_word], &[kick]);
+            let call = self.calls[ring].as_raw_fd();
+            self.tell(FrontendReq::SET_VRING_CALL, &[ring_word], &[call]);
+        }
+    }
+
+    /// Stops a ring and returns the index it has come to.
+    pub(crate) fn stop_ring(&mut self, ring: u64) -> u64 {
+        self.tell(FrontendReq::GET_VRING_BASE, &[ring], &[]);
+        self.reply().unwrap() >> 32
+    }
+
+    /// Gives the backend receive buffers.
+    pub(crate) fn give_buffers(&mut self, count: u64) {
+        for at in 0..count {
+            let address = RX_BUFFERS + at * RX_BUFFER;
+            self.rx.offer(&[(address, RX_BUFFER as usize)], WRITE);
+        }
+        self.kick(0);
+    }
+
+    /// Sends a frame that lies in one buffer behind an empty header.
+    pub(crate) fn send_frame(&mut self, frame: &[u8]) {
+        self.tx.put(TX_BUFFERS, &[0; VIRTIO_NET_HEADER]);
+        self.tx.put(TX_BUFFERS + VIRTIO_NET_HEADER as u64, frame);
+        self.tx
+            .offer(&[(TX_BUFFERS, VIRTIO_NET_HEADER + frame.len())], 0);
+        self.kick(1);
+    }
+
+    pub(crate) fn kick(&self, ring: usize) {
+        self.kicks[ring].write(1).unwrap();
+    }
+
+    /// Waits for a frame of one buffer.
+    pub(crate) fn receive_frame(&mut self) -> Vec<u8> {
+        let (head, written) = self.wait_returned(0);
+        let address = RX_BUFFERS + u64::from(head) * RX_BUFFER;
+        self.rx
+            .get(address, written as usize)
+            .split_off(VIRTIO_NET_HEADER)
+    }
+
+    /// Waits for the frame in the receive buffer that was given `turn` buffers after the first.
+    pub(crate) fn receive_frame_at(&mut self, turn: u64) -> Vec<u8> {
+        let (head, written) = self.wait_returned(0);
+        assert_eq!(u64::from(head), turn);
+        // Each call of give_buffers starts with the first buffer's memory.
+        self.rx
+            .get(RX_BUFFERS, written as usize)
+            .split_off(VIRTIO_NET_HEADER)
+    }
+
+    /// Waits until a ring gives a chain back.
+    pub(crate) fn wait_returned(&mut self, ring: usize) -> (u32, u32) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let driver = if ring == 0 {
+                &mut self.rx
+            } else {
+                &mut self.tx
+            };
+            if let Some(chain) = driver.returned_one() {
+                return chain;
+            }
+            assert!(Instant::now() < deadline, "ring {ring} returned nothing");
+            std::thread::yield_now();
+        }
+    }
+}
