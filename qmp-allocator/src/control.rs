@@ -33,7 +33,9 @@ pub enum Query {
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// Somebody answers there already.
-    #[error("control socket {0}: another flexvf daemon answers there; end it first, or set `control_socket`")]
+    #[error(
+        "control socket {0}: another flexvf daemon answers there; end it first, or set `control_socket`"
+    )]
     Busy(PathBuf),
     /// The system's word.
     #[error("control socket {path}: {cause}; is its folder there and writable?")]
@@ -67,7 +69,10 @@ impl ControlServer {
     /// # Errors
     /// [`ControlError`].
     pub async fn bind(path: &Path) -> Result<Self, ControlError> {
-        let failed = |cause| ControlError::Io { path: path.to_owned(), cause };
+        let failed = |cause| ControlError::Io {
+            path: path.to_owned(),
+            cause,
+        };
         if UnixStream::connect(path).await.is_ok() {
             return Err(ControlError::Busy(path.to_owned()));
         }
@@ -84,7 +89,14 @@ impl ControlServer {
         let (to_daemon, queries) = mpsc::channel(MAX_WAITING);
         let (events, _) = broadcast::channel(MAX_WAITING);
         let places = Arc::new(Semaphore::new(MAX_CLIENTS));
-        Ok(Self { path: path.to_owned(), listener, queries, to_daemon, events, places })
+        Ok(Self {
+            path: path.to_owned(),
+            listener,
+            queries,
+            to_daemon,
+            events,
+            places,
+        })
     }
 
     /// The next question; takes in clients meanwhile.
@@ -101,7 +113,8 @@ impl ControlServer {
 
     /// Sends an event to every client that has negotiated.
     pub fn tell(&self, name: &str, data: &impl Serialize) {
-        let event = serde_json::json!({"event": name, "data": data, "timestamp": session::timestamp()});
+        let event =
+            serde_json::json!({"event": name, "data": data, "timestamp": session::timestamp()});
         // Nobody may be listening.
         let _ = self.events.send(event.to_string().into());
     }
@@ -111,7 +124,9 @@ impl ControlServer {
             Ok(stream) => stream,
             Err(error) => return warn!(%error, "control socket: client not accepted"),
         };
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return };
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            return;
+        };
         let session = session::Session::new(self.to_daemon.clone(), self.events.subscribe());
         tokio::spawn(async move {
             session.run(stream).await;

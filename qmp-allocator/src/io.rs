@@ -7,6 +7,7 @@
 //! | [`agent`] | the agent in a guest, ours or a stock qemu-ga |
 //! | [`stats`] | stats pages of PV backends |
 //! | [`sysfs`] | PCI functions of the host and their drivers |
+//! | [`vfio`] | VFIO's group nodes |
 //! | [`netlink`] | links, a PF's per-VF settings and counters, forwarding entries |
 //!
 //! Everything that another process sends is bounded in size and in time, and no fault of it panics.
@@ -17,5 +18,6 @@ pub mod qmp;
 pub mod registry;
 pub mod stats;
 pub mod sysfs;
+pub mod vfio;
 
 mod text;

@@ -18,11 +18,18 @@ pub(super) struct Client {
 impl Client {
     /// Connects and negotiates.
     pub(super) fn connect(socket: &Path) -> anyhow::Result<Self> {
-        let hint = || format!("control socket {}: is `flexvf run` running?", socket.display());
+        let hint = || {
+            format!(
+                "control socket {}: is `flexvf run` running?",
+                socket.display()
+            )
+        };
         let stream = UnixStream::connect(socket).with_context(hint)?;
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
-        let mut client = Self { reader: BufReader::new(stream) };
+        let mut client = Self {
+            reader: BufReader::new(stream),
+        };
         let greeting = client.line()?;
         if greeting.get("QMP").is_none() {
             bail!("control socket {}: not a flexvf daemon", socket.display());
@@ -41,7 +48,13 @@ impl Client {
                 return Ok(value.take());
             }
             if let Some(error) = answer.get("error") {
-                bail!("{command}: {}", error.get("desc").and_then(Value::as_str).unwrap_or("refused"));
+                bail!(
+                    "{command}: {}",
+                    error
+                        .get("desc")
+                        .and_then(Value::as_str)
+                        .unwrap_or("refused")
+                );
             }
         }
     }

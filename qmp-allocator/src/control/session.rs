@@ -32,8 +32,15 @@ struct Request {
 }
 
 impl Session {
-    pub(super) const fn new(to_daemon: mpsc::Sender<Query>, events: broadcast::Receiver<Arc<str>>) -> Self {
-        Self { to_daemon, events, negotiated: false }
+    pub(super) const fn new(
+        to_daemon: mpsc::Sender<Query>,
+        events: broadcast::Receiver<Arc<str>>,
+    ) -> Self {
+        Self {
+            to_daemon,
+            events,
+            negotiated: false,
+        }
     }
 
     /// Until the client goes, or breaks the rules.
@@ -68,7 +75,9 @@ impl Session {
             while let Some(frame) = lines.next_frame() {
                 let answer = match frame {
                     Frame::Line(line) => self.answer(&line).await,
-                    Frame::TooLong | Frame::Reset => error(None, "GenericError", "the request is too long"),
+                    Frame::TooLong | Frame::Reset => {
+                        error(None, "GenericError", "the request is too long")
+                    }
                 };
                 if !write(&mut stream, &answer.to_string()).await {
                     return;
@@ -80,7 +89,9 @@ impl Session {
     async fn answer(&mut self, line: &[u8]) -> Value {
         let request: Request = match serde_json::from_slice(line) {
             Ok(request) => request,
-            Err(cause) => return error(None, "GenericError", &format!("not a QMP request: {cause}")),
+            Err(cause) => {
+                return error(None, "GenericError", &format!("not a QMP request: {cause}"));
+            }
         };
         let id = request.id;
         match request.execute.as_str() {
@@ -88,16 +99,33 @@ impl Session {
                 self.negotiated = true;
                 answer(id, json!({}))
             }
-            _ if !self.negotiated => {
-                error(id, "CommandNotFound", "expecting capabilities negotiation with 'qmp_capabilities'")
-            }
+            _ if !self.negotiated => error(
+                id,
+                "CommandNotFound",
+                "expecting capabilities negotiation with 'qmp_capabilities'",
+            ),
             "query-status" => self.status(id).await,
             "query-version" => answer(id, json!({"flexvf": VERSION})),
             "query-commands" => {
                 let name = |name| json!({"name": name});
-                answer(id, json!(["qmp_capabilities", "query-status", "query-version", "query-commands"].map(name)))
+                answer(
+                    id,
+                    json!(
+                        [
+                            "qmp_capabilities",
+                            "query-status",
+                            "query-version",
+                            "query-commands"
+                        ]
+                        .map(name)
+                    ),
+                )
             }
-            other => error(id, "CommandNotFound", &format!("the command {other} has not been found")),
+            other => error(
+                id,
+                "CommandNotFound",
+                &format!("the command {other} has not been found"),
+            ),
         }
     }
 
@@ -117,7 +145,9 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// As QMP tells it, since the epoch.
 pub(super) fn timestamp() -> Value {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     json!({"seconds": now.as_secs(), "microseconds": now.subsec_micros()})
 }
 
@@ -138,7 +168,10 @@ fn with_id(id: Option<Value>, mut answer: Value) -> Value {
 
 async fn write(stream: &mut UnixStream, line: &str) -> bool {
     let line = format!("{line}\r\n");
-    matches!(timeout(WRITE_DEADLINE, stream.write_all(line.as_bytes())).await, Ok(Ok(())))
+    matches!(
+        timeout(WRITE_DEADLINE, stream.write_all(line.as_bytes())).await,
+        Ok(Ok(()))
+    )
 }
 
 #[cfg(test)]
@@ -175,7 +208,10 @@ mod tests {
         assert!(answers[0]["QMP"]["version"].is_object());
         assert_eq!(answers[1]["error"]["class"], "CommandNotFound");
         assert_eq!(answers[2], json!({"return": {}, "id": 1}));
-        assert_eq!(answers[3], json!({"return": {"flexvf": VERSION}, "id": "two"}));
+        assert_eq!(
+            answers[3],
+            json!({"return": {"flexvf": VERSION}, "id": "two"})
+        );
         assert_eq!(answers[4]["error"]["class"], "CommandNotFound");
         assert_eq!(answers[5]["error"]["class"], "GenericError");
     }

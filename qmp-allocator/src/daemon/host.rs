@@ -10,7 +10,9 @@ use flexvf_protocol::{MacAddr, PciAddress};
 use crate::config::{Config, EmulatedPool, Pool, PoolKind, SriovPool, VmConfig};
 use crate::io::netlink::{Netlink, NetlinkError, VfChange};
 use crate::io::sysfs::{Sysfs, SysfsError};
+use crate::io::vfio;
 use crate::logic::rate::{Count, Trust};
+use crate::logic::switch::Target;
 use crate::logic::vf::VfId;
 use crate::vmm::Backend;
 
@@ -31,11 +33,19 @@ pub(super) enum HostError {
     Netlink(#[from] NetlinkError),
     #[error(transparent)]
     Sysfs(#[from] SysfsError),
-    #[error("there is no pool {0:?}; correct `pool` in the VM's file, or add the pool to the configuration")]
+    #[error(
+        "there is no pool {0:?}; correct `pool` in the VM's file, or add the pool to the configuration"
+    )]
     NoPool(String),
     #[error("VF {0} is not in pool {1:?} any more")]
     NoVf(VfId, String),
-    #[error("TAP {0} is in use by another process; leave it out of the pool's `taps`, or end that process")]
+    #[error(
+        "VF {0} is in use by another process (it holds /dev/vfio/{1}; see `fuser -v /dev/vfio/{1}`); end it, or leave this VF out of the pool's `vfs`"
+    )]
+    VfInUse(PciAddress, u32),
+    #[error(
+        "TAP {0} is in use by another process; leave it out of the pool's `taps`, or end that process"
+    )]
     TapInUse(String),
     #[error("{0} took longer than {1:?}")]
     Deadline(&'static str, Duration),
@@ -57,7 +67,10 @@ impl Host {
         match &pool.kind {
             PoolKind::Sriov(sriov) => {
                 let vfs = self.sriov_vfs(sriov)?;
-                Ok(vfs.into_iter().map(|(_, address)| VfId::new(address)).collect())
+                Ok(vfs
+                    .into_iter()
+                    .map(|(_, address)| VfId::new(address))
+                    .collect())
             }
             PoolKind::Emulated(emulated) => {
                 for tap in &emulated.taps {
@@ -71,7 +84,9 @@ impl Host {
     /// What a VF of a VM's pool looks like to QEMU.
     pub(super) fn backend(&self, vm: &VmConfig, vf: &VfId) -> Result<Backend, HostError> {
         match &self.pool(vm)?.kind {
-            PoolKind::Sriov(_) => Ok(Backend::Vfio { host: address(vm, vf)? }),
+            PoolKind::Sriov(_) => Ok(Backend::Vfio {
+                host: address(vm, vf)?,
+            }),
             PoolKind::Emulated(EmulatedPool { model, .. }) => Ok(Backend::Nic {
                 model: model.clone(),
                 tap: vf.to_string(),
@@ -91,7 +106,12 @@ impl Host {
             match &self.pool(vm)?.kind {
                 PoolKind::Sriov(sriov) => {
                     let (index, address) = self.sriov_vf(vm, sriov, vf)?;
-                    // First the driver: it refuses a VF that others use, before anything is changed.
+                    // Whoever else uses the VF must not notice: nothing is changed before both have looked.
+                    if let Some(group) = self.sysfs.function(address)?.iommu_group
+                        && vfio::is_held(group)
+                    {
+                        return Err(HostError::VfInUse(address, group));
+                    }
                     self.sysfs.bind_vfio(address, self.prepare_deadline).await?;
                     let change = self.settings(sriov, vf);
                     Ok(self.netlink.set_vf(&sriov.pf, index, &change).await?)
@@ -99,7 +119,11 @@ impl Host {
                 PoolKind::Emulated(_) => {
                     let link = self.netlink.link(vf.as_str()).await?;
                     // A TAP has a carrier exactly while a process has it open.
-                    if link.carrier { Err(HostError::TapInUse(link.name)) } else { Ok(()) }
+                    if link.carrier {
+                        Err(HostError::TapInUse(link.name))
+                    } else {
+                        Ok(())
+                    }
                 }
             }
         };
@@ -111,29 +135,56 @@ impl Host {
 
     /// Undoes [`Self::prepare`]: the VF is parked on its own MAC address, untrusted.
     pub(super) async fn sanitise(&self, vm: &VmConfig, vf: &VfId) -> Result<(), HostError> {
-        let PoolKind::Sriov(sriov) = &self.pool(vm)?.kind else { return Ok(()) };
+        let PoolKind::Sriov(sriov) = &self.pool(vm)?.kind else {
+            return Ok(());
+        };
         let (index, _) = self.sriov_vf(vm, sriov, vf)?;
-        let parked = VfChange { mac: Some(self.own_mac(vf)), trust: Some(false), ..VfChange::default() };
+        let parked = VfChange {
+            mac: Some(self.own_mac(vf)),
+            trust: Some(false),
+            ..VfChange::default()
+        };
         Ok(self.netlink.set_vf(&sriov.pf, index, &parked).await?)
     }
 
-    /// Sends a guest's frames to one of its paths.
+    /// Sends a guest's frames to its PV path, its VF, or both; with `vf` absent, to PV.
     ///
     /// A PF whose VFs are up hands on only what its filters name, so it holds the guest's address
-    /// exactly while the guest is on PV. The bridge points to the PV port, or to the emulated VF's.
-    pub(super) async fn forward(&self, vm: &VmConfig, vf: Option<&VfId>, path: Path) -> Result<(), HostError> {
-        match (&self.pool(vm)?.kind, path, vf) {
-            (PoolKind::Sriov(sriov), Path::Vf, _) => self.netlink.filter_remove(&sriov.pf, vm.mac).await?,
-            (PoolKind::Sriov(sriov), Path::Pv, _) => {
-                self.netlink.filter_add(&sriov.pf, vm.mac).await?;
-                self.point_to_pv(vm).await?;
+    /// while the guest is on PV; the VF's own filter follows the bond. An emulated VF's bridge has a
+    /// static entry, and floods without one: its ports learn nothing, or one frame from the guest would
+    /// decide.
+    pub(super) async fn forward(
+        &self,
+        vm: &VmConfig,
+        vf: Option<&VfId>,
+        target: Target,
+    ) -> Result<(), HostError> {
+        let pv = vm.pv_interface.as_deref();
+        match (&self.pool(vm)?.kind, target) {
+            (PoolKind::Sriov(sriov), Target::Only(Path::Vf)) => {
+                self.netlink.filter_remove(&sriov.pf, vm.mac).await?
             }
-            (PoolKind::Emulated(_), Path::Vf, Some(vf)) => self.netlink.bridge_point(vf.as_str(), vm.mac).await?,
-            (PoolKind::Emulated(_), ..) => {
-                if self.point_to_pv(vm).await?.is_none()
-                    && let Some(vf) = vf
-                {
-                    self.netlink.bridge_unpoint(vf.as_str(), vm.mac).await?;
+            (PoolKind::Sriov(sriov), Target::Both | Target::Only(Path::Pv)) => {
+                self.netlink.filter_add(&sriov.pf, vm.mac).await?;
+                if let Some(port) = pv {
+                    self.netlink.bridge_point(port, vm.mac).await?;
+                }
+            }
+            (PoolKind::Emulated(_), target) => {
+                let vf = vf.map(VfId::as_str);
+                let only = match target {
+                    Target::Only(Path::Vf) => vf,
+                    Target::Only(Path::Pv) => pv,
+                    Target::Both => None,
+                };
+                for port in [pv, vf].into_iter().flatten() {
+                    self.netlink.bridge_learning(port, false).await?;
+                    if only.is_none() {
+                        self.netlink.bridge_unpoint(port, vm.mac).await?;
+                    }
+                }
+                if let Some(port) = only {
+                    self.netlink.bridge_point(port, vm.mac).await?;
                 }
             }
         }
@@ -142,7 +193,10 @@ impl Host {
 
     /// Forgets where a guest's frames went; its ports may be gone already.
     pub(super) async fn withdraw(&self, vm: &VmConfig) {
-        if let Ok(Pool { kind: PoolKind::Sriov(sriov), .. }) = self.pool(vm)
+        if let Ok(Pool {
+            kind: PoolKind::Sriov(sriov),
+            ..
+        }) = self.pool(vm)
             && let Err(error) = self.netlink.filter_remove(&sriov.pf, vm.mac).await
         {
             tracing::warn!(%error, "the PF's filter for this VM was not removed");
@@ -158,17 +212,18 @@ impl Host {
             PoolKind::Sriov(sriov) => {
                 let (index, _) = self.sriov_vf(vm, sriov, vf).ok()?;
                 let vfs = self.netlink.vfs(&sriov.pf).await.ok()?;
-                vfs.into_iter().find(|settings| settings.index == index)?.counters?
+                vfs.into_iter()
+                    .find(|settings| settings.index == index)?
+                    .counters?
             }
             PoolKind::Emulated(_) => self.netlink.link(vf.as_str()).await.ok()?.counters,
         };
         let packets = counters.rx_packets.wrapping_add(counters.tx_packets);
-        Some(Count { epoch: tenure, packets, trust: Trust::Host })
-    }
-
-    async fn point_to_pv(&self, vm: &VmConfig) -> Result<Option<()>, HostError> {
-        let Some(port) = &vm.pv_interface else { return Ok(None) };
-        Ok(Some(self.netlink.bridge_point(port, vm.mac).await?))
+        Some(Count {
+            epoch: tenure,
+            packets,
+            trust: Trust::Host,
+        })
     }
 
     fn settings(&self, sriov: &SriovPool, vf: &VfId) -> VfChange {
@@ -192,23 +247,43 @@ impl Host {
         if pf.num_vfs == 0 {
             return Err(SysfsError::NoVfs(pf.interface, pf.total_vfs));
         }
-        let wanted = |address: &PciAddress| sriov.vfs.as_ref().is_none_or(|vfs| vfs.contains(address));
+        let wanted =
+            |address: &PciAddress| sriov.vfs.as_ref().is_none_or(|vfs| vfs.contains(address));
         let vfs = self.sysfs.vfs(pf.address)?;
-        if let Some(missing) = sriov.vfs.iter().flatten().find(|want| !vfs.iter().any(|vf| vf.address == **want)) {
+        if let Some(missing) = sriov
+            .vfs
+            .iter()
+            .flatten()
+            .find(|want| !vfs.iter().any(|vf| vf.address == **want))
+        {
             return Err(SysfsError::NoFunction(*missing));
         }
-        Ok(vfs.into_iter().map(|vf| (vf.index, vf.address)).filter(|(_, at)| wanted(at)).collect())
+        Ok(vfs
+            .into_iter()
+            .map(|vf| (vf.index, vf.address))
+            .filter(|(_, at)| wanted(at))
+            .collect())
     }
 
-    fn sriov_vf(&self, vm: &VmConfig, sriov: &SriovPool, vf: &VfId) -> Result<(u32, PciAddress), HostError> {
+    fn sriov_vf(
+        &self,
+        vm: &VmConfig,
+        sriov: &SriovPool,
+        vf: &VfId,
+    ) -> Result<(u32, PciAddress), HostError> {
         let wanted = address(vm, vf)?;
-        let found = self.sriov_vfs(sriov)?.into_iter().find(|(_, address)| *address == wanted);
+        let found = self
+            .sriov_vfs(sriov)?
+            .into_iter()
+            .find(|(_, address)| *address == wanted);
         found.ok_or_else(|| HostError::NoVf(vf.clone(), vm.pool.clone()))
     }
 }
 
 fn address(vm: &VmConfig, vf: &VfId) -> Result<PciAddress, HostError> {
-    vf.as_str().parse().map_err(|_| HostError::NoVf(vf.clone(), vm.pool.clone()))
+    vf.as_str()
+        .parse()
+        .map_err(|_| HostError::NoVf(vf.clone(), vm.pool.clone()))
 }
 
 /// Tells this host from others on the same network; without a machine id all hosts are alike.

@@ -18,7 +18,8 @@ impl Process {
 
     /// Its files are closed: it is gone, or a zombie that nobody has waited for yet.
     pub(super) fn has_ended(self) -> bool {
-        stat(self.pid).is_none_or(|(state, began)| began != self.began || matches!(state, 'Z' | 'X'))
+        stat(self.pid)
+            .is_none_or(|(state, began)| began != self.began || matches!(state, 'Z' | 'X'))
     }
 }
 

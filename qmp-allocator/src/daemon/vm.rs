@@ -26,15 +26,21 @@ use crate::io::qmp::QmpError;
 use crate::io::stats;
 use crate::logic::engine::{Event, Held};
 use crate::logic::rate::{Count, Sample, Trust};
-use crate::logic::switch::{Action, Report};
+use crate::logic::switch::{Action, Report, Target};
 use crate::logic::vf::VfId;
-use crate::vmm::{Hypervisor, Plug, PluggedKind, PortState, QmpVmm, Unplug, VmmError, VmmEvent, VmmEvents};
+use crate::vmm::{
+    Hypervisor, Plug, PluggedKind, PortState, QmpVmm, Unplug, VmmError, VmmEvent, VmmEvents,
+};
 
 /// What a VM's task is told.
 #[derive(Debug)]
 pub(super) enum Order {
     /// Carry this out, with this VF and root port, and report.
-    Act { vf: VfId, port: String, action: Action },
+    Act {
+        vf: VfId,
+        port: String,
+        action: Action,
+    },
     /// Look what QEMU has, and report.
     Observe,
     /// The registration has changed.
@@ -80,7 +86,17 @@ impl VmTask {
     ) -> Self {
         let guest = Guest::new(shared.deadlines.agent);
         let name = config.name.clone();
-        Self { name, config, shared, events, orders, guest, tenure: 0, holds: None, qemu: None }
+        Self {
+            name,
+            config,
+            shared,
+            events,
+            orders,
+            guest,
+            tenure: 0,
+            holds: None,
+            qemu: None,
+        }
     }
 
     /// Runs until its order channel is closed.
@@ -109,7 +125,12 @@ impl VmTask {
                         self.guest.disconnect();
                         self.holds = None;
                     }
-                    self.send(Event::Lost { vm: self.name.clone(), exited, reason }).await;
+                    self.send(Event::Lost {
+                        vm: self.name.clone(),
+                        exited,
+                        reason,
+                    })
+                    .await;
                     if !self.wait_unconnected().await {
                         break;
                     }
@@ -166,13 +187,23 @@ impl VmTask {
     async fn on_vmm_event(&mut self, vmm: &QmpVmm, event: VmmEvent) {
         match event {
             VmmEvent::DeviceDeleted(id) => {
-                let vf = self.holds.clone().filter(|vf| self.device_id(vf).is_some_and(|known| known == id));
+                let vf = self
+                    .holds
+                    .clone()
+                    .filter(|vf| self.device_id(vf).is_some_and(|known| known == id));
                 if let Some(vf) = vf {
-                    self.send(Event::Deleted { vm: self.name.clone(), vf }).await;
+                    self.send(Event::Deleted {
+                        vm: self.name.clone(),
+                        vf,
+                    })
+                    .await;
                 }
             }
             VmmEvent::UnplugError(id) => {
-                warn!(device = id.as_deref().unwrap_or("?"), "the guest refused the unplug");
+                warn!(
+                    device = id.as_deref().unwrap_or("?"),
+                    "the guest refused the unplug"
+                );
             }
             VmmEvent::Reset => {
                 info!("the guest was reset");
@@ -194,7 +225,11 @@ impl VmTask {
             (Order::Act { vf, port, action }, vmm) => {
                 let report = self.act(vmm, &vf, port, action).await;
                 debug!(%vf, ?action, ?report, "action ended");
-                self.send(Event::Done { vm: self.name.clone(), report }).await;
+                self.send(Event::Done {
+                    vm: self.name.clone(),
+                    report,
+                })
+                .await;
             }
             (Order::Observe, Some(vmm)) => self.observe(vmm).await,
             (Order::Observe, None) => {}
@@ -202,7 +237,13 @@ impl VmTask {
         }
     }
 
-    async fn act(&mut self, vmm: Option<&QmpVmm>, vf: &VfId, port: String, action: Action) -> Report {
+    async fn act(
+        &mut self,
+        vmm: Option<&QmpVmm>,
+        vf: &VfId,
+        port: String,
+        action: Action,
+    ) -> Report {
         let shared = Arc::clone(&self.shared);
         let (host, config) = (&shared.host, Arc::clone(&self.config));
         let vf_mac = host.own_mac(vf);
@@ -215,7 +256,14 @@ impl VmTask {
             }
             Action::Plug => match (vmm, host.backend(&config, vf)) {
                 (Some(vmm), Ok(backend)) => {
-                    let report = plugged(vmm.plug(&Plug { device_id: backend.device_id(), port, backend }).await);
+                    let report = plugged(
+                        vmm.plug(&Plug {
+                            device_id: backend.device_id(),
+                            port,
+                            backend,
+                        })
+                        .await,
+                    );
                     self.sample().await;
                     report
                 }
@@ -234,20 +282,19 @@ impl VmTask {
                 let deadline = shared.deadlines.leave;
                 guest::vf_report(self.guest.leave(&config, vf_mac, deadline).await)
             }
-            Action::Forward(path) => {
-                if path == Path::Pv {
-                    self.guest.begin_switch();
-                }
-                refused(host.forward(&config, Some(vf), path).await)
-            }
+            Action::Forward(target) => refused(host.forward(&config, Some(vf), target).await),
             Action::Unplug | Action::Look => self.unplug_or_look(vmm, vf, action).await,
             Action::Sanitise => self.sanitise(vmm, vf).await,
         }
     }
 
     async fn unplug_or_look(&self, vmm: Option<&QmpVmm>, vf: &VfId, action: Action) -> Report {
-        let Some(vmm) = vmm else { return Report::Unknown(NO_QEMU.into()) };
-        let Some(id) = self.device_id(vf) else { return Report::Unknown("its pool is gone".into()) };
+        let Some(vmm) = vmm else {
+            return Report::Unknown(NO_QEMU.into());
+        };
+        let Some(id) = self.device_id(vf) else {
+            return Report::Unknown("its pool is gone".into());
+        };
         if action == Action::Unplug {
             return match vmm.unplug(&id).await {
                 Ok(Unplug::Asked | Unplug::Pending) => Report::Ok,
@@ -267,7 +314,12 @@ impl VmTask {
         {
             return Report::Unknown(error.to_string());
         }
-        if let Err(error) = self.shared.host.forward(&self.config, Some(vf), Path::Pv).await {
+        if let Err(error) = self
+            .shared
+            .host
+            .forward(&self.config, Some(vf), TO_PV)
+            .await
+        {
             // The VM's own port may be gone with its QEMU; the VF's restoration does not hang on it.
             debug!(%error, "frames were not pointed back to PV");
         }
@@ -285,7 +337,13 @@ impl VmTask {
             Err(error) => {
                 warn!(%error, "QEMU was not observed");
                 let (vm, reason) = (self.name.clone(), error.to_string());
-                return self.send(Event::Lost { vm, exited: false, reason }).await;
+                return self
+                    .send(Event::Lost {
+                        vm,
+                        exited: false,
+                        reason,
+                    })
+                    .await;
             }
         };
         let mut held = seen.devices.iter().filter_map(|device| {
@@ -293,7 +351,10 @@ impl VmTask {
                 PluggedKind::Vfio { host } => VfId::new(host.as_ref()?),
                 PluggedKind::Nic { tap, .. } => VfId::new(tap.as_ref()?),
             };
-            Some(Held { vf, port: device.port.clone().unwrap_or_default() })
+            Some(Held {
+                vf,
+                port: device.port.clone().unwrap_or_default(),
+            })
         });
         let held = held.next();
         for port in &seen.ports {
@@ -302,7 +363,13 @@ impl VmTask {
                 PortState::Missing => warn!("{}", VmmError::PortMissing(port.id.clone())),
                 PortState::Occupied { by } if by.starts_with(crate::vmm::ID_PREFIX) => {}
                 PortState::Occupied { by } => {
-                    warn!("{}", VmmError::PortOccupied { port: port.id.clone(), by: by.clone() });
+                    warn!(
+                        "{}",
+                        VmmError::PortOccupied {
+                            port: port.id.clone(),
+                            by: by.clone()
+                        }
+                    );
                 }
             }
         }
@@ -314,18 +381,30 @@ impl VmTask {
             self.holds = Some(held.vf.clone());
         }
         if held.is_none()
-            && let Err(error) = self.shared.host.forward(&self.config, None, Path::Pv).await
+            && let Err(error) = self.shared.host.forward(&self.config, None, TO_PV).await
         {
             warn!(%error, "frames for this VM are not pointed to its PV port");
         }
-        let free_port = seen.ports.iter().find(|port| port.state == PortState::Empty);
+        let free_port = seen
+            .ports
+            .iter()
+            .find(|port| port.state == PortState::Empty);
         let free_port = free_port.map(|port| port.id.clone());
-        self.send(Event::Observed { vm: self.name.clone(), held, free_port }).await;
+        self.send(Event::Observed {
+            vm: self.name.clone(),
+            held,
+            free_port,
+        })
+        .await;
     }
 
     async fn look_at_guest(&mut self) {
         let view = self.guest.look(&self.config).await;
-        self.send(Event::Agent { vm: self.name.clone(), view }).await;
+        self.send(Event::Agent {
+            vm: self.name.clone(),
+            view,
+        })
+        .await;
     }
 
     async fn sample(&mut self) {
@@ -339,14 +418,22 @@ impl VmTask {
             None if was_ready => self.guest.count(&self.config).await,
             host => host,
         };
-        self.send(Event::Sampled { vm: self.name.clone(), sample: Sample { at: now(), pv, vf } }).await;
+        self.send(Event::Sampled {
+            vm: self.name.clone(),
+            sample: Sample { at: now(), pv, vf },
+        })
+        .await;
         if was_ready && !self.guest.is_ready() {
             self.look_at_guest().await;
         }
     }
 
     fn device_id(&self, vf: &VfId) -> Option<String> {
-        self.shared.host.backend(&self.config, vf).ok().map(|backend| backend.device_id())
+        self.shared
+            .host
+            .backend(&self.config, vf)
+            .ok()
+            .map(|backend| backend.device_id())
     }
 
     /// A closed socket is no proof: the process must be gone. Where it cannot be seen, that nobody
@@ -367,6 +454,7 @@ impl VmTask {
 /// Between two looks at a guest whose agent is not ready.
 const AGENT_LOOK: Duration = Duration::from_secs(1);
 
+const TO_PV: Target = Target::Only(Path::Pv);
 const NO_QEMU: &str = "QEMU is not connected";
 
 fn refused<E: std::fmt::Display>(result: Result<(), E>) -> Report {
@@ -377,16 +465,22 @@ fn refused<E: std::fmt::Display>(result: Result<(), E>) -> Report {
 fn plugged(result: Result<(), VmmError>) -> Report {
     match result {
         Ok(()) => Report::Ok,
-        Err(VmmError::Qmp(error @ (QmpError::Timeout { .. } | QmpError::Closed | QmpError::Protocol(_)))) => {
-            Report::Unknown(error.to_string())
-        }
+        Err(VmmError::Qmp(
+            error @ (QmpError::Timeout { .. } | QmpError::Closed | QmpError::Protocol(_)),
+        )) => Report::Unknown(error.to_string()),
         Err(error) => Report::Refused(error.to_string()),
     }
 }
 
 fn count_pv(page: &FilePath) -> Option<Count> {
-    let page = stats::read(page).inspect_err(|error| debug!(%error, "no sample of PV")).ok()?;
+    let page = stats::read(page)
+        .inspect_err(|error| debug!(%error, "no sample of PV"))
+        .ok()?;
     let segments = |direction| page.total(direction, Counter::Segments);
     let packets = segments(Direction::Rx).wrapping_add(segments(Direction::Tx));
-    Some(Count { epoch: page.header(Header::Generation), packets, trust: Trust::Host })
+    Some(Count {
+        epoch: page.header(Header::Generation),
+        packets,
+        trust: Trust::Host,
+    })
 }

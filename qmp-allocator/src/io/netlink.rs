@@ -18,7 +18,7 @@ use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use nix::errno::Errno;
-use rtnetlink::Handle;
+use rtnetlink::{Handle, LinkBridgePort};
 use tokio::time::timeout;
 
 pub use vf::{VfChange, VfLink, VfSettings};
@@ -275,6 +275,18 @@ impl Netlink {
         let what = format!("{port}: taking its bridge's entry for {mac}");
         self.forget(port, mac, NeighbourFlags::Controller, &what)
             .await
+    }
+
+    /// Whether a bridge learns addresses from what comes in at a port: `bridge link set dev PORT learning on|off`.
+    ///
+    /// # Errors
+    /// [`NetlinkError`]; an interface that is no bridge's port is refused.
+    pub async fn bridge_learning(&self, port: &str, learns: bool) -> Result<(), NetlinkError> {
+        let what = format!("{port}: switching its bridge's learning");
+        let index = self.link(port).await?.index;
+        let change = LinkBridgePort::new(index).learning(learns).build();
+        let request = self.handle.link().set_port(change).execute();
+        self.within(&what, request).await
     }
 
     async fn forget(

@@ -236,7 +236,11 @@ impl Engine {
                     vm.unregistered = true;
                 }
             }
-            Event::Observed { vm, held, free_port } => self.on_observed(now, &vm, held, free_port, &mut out),
+            Event::Observed {
+                vm,
+                held,
+                free_port,
+            } => self.on_observed(now, &vm, held, free_port, &mut out),
             Event::Lost { vm, exited, reason } => self.on_lost(now, &vm, exited, reason, &mut out),
             Event::Agent { vm, view } => {
                 if let Some(vm) = self.vms.get_mut(&vm) {
@@ -263,11 +267,20 @@ impl Engine {
 
     /// The next moment at which it wants a [`Event::Tick`].
     pub fn wake_at(&self, now: Duration) -> Duration {
-        let tenures = self.vms.values().filter_map(|vm| vm.hold.as_ref()?.1.wake_at());
+        let tenures = self
+            .vms
+            .values()
+            .filter_map(|vm| vm.hold.as_ref()?.1.wake_at());
         let backoffs = self.vms.values().map(|vm| vm.backoff.until);
-        let resting = self.pools.values().flat_map(|pool| pool.vfs.values().map(|vf| vf.until));
+        let resting = self
+            .pools
+            .values()
+            .flat_map(|pool| pool.vfs.values().map(|vf| vf.until));
         let first_look = self.began + self.settings.first_look;
-        let pauses = backoffs.chain(resting).chain([first_look]).filter(|until| *until > now);
+        let pauses = backoffs
+            .chain(resting)
+            .chain([first_look])
+            .filter(|until| *until > now);
         tenures.chain(pauses).fold(self.next_round, Duration::min)
     }
 
@@ -276,7 +289,12 @@ impl Engine {
         let due: Vec<VmName> = self
             .vms
             .iter()
-            .filter(|(_, vm)| vm.hold.as_ref().and_then(|hold| hold.1.wake_at()).is_some_and(|at| at <= now))
+            .filter(|(_, vm)| {
+                vm.hold
+                    .as_ref()
+                    .and_then(|hold| hold.1.wake_at())
+                    .is_some_and(|at| at <= now)
+            })
             .map(|(name, _)| name.clone())
             .collect();
         for vm in due {
@@ -293,7 +311,11 @@ impl Engine {
         self.next_round = now + self.settings.interval;
         let round = self.round;
         for vm in self.vms.values_mut() {
-            vm.last_interval = vm.meter.end_interval().map(|rate| (round, rate)).or(vm.last_interval);
+            vm.last_interval = vm
+                .meter
+                .end_interval()
+                .map(|rate| (round, rate))
+                .or(vm.last_interval);
             vm.turns += u64::from(vm.on_vf());
         }
         let names: Vec<String> = self.pools.keys().cloned().collect();
@@ -312,7 +334,10 @@ impl Engine {
             let strategy = self.settings.strategy;
             if let Some(pool) = self.pools.get_mut(&name) {
                 let ranking = policy::rank(strategy, &candidates, usable, &mut pool.last_served);
-                pool.desired = Desired { winners: usable.min(ranking.len()), ranking };
+                pool.desired = Desired {
+                    winners: usable.min(ranking.len()),
+                    ranking,
+                };
             }
         }
     }
@@ -324,22 +349,45 @@ impl Engine {
         let names: Vec<String> = self.pools.keys().cloned().collect();
         for name in names {
             let seen = self.pool_view(now, &name);
-            let Some(pool) = self.pools.get(&name) else { continue };
+            let Some(pool) = self.pools.get(&name) else {
+                continue;
+            };
             for step in reconcile(&seen, &pool.desired) {
                 match step {
                     Step::Give { vm, vf, reason } => self.give(now, &vm, vf, reason, out),
-                    Step::Take { vm, reason } => self.tell_tenure(now, &vm, Input::Take { reason }, out),
+                    Step::Take { vm, reason } => {
+                        self.tell_tenure(now, &vm, Input::Take { reason }, out)
+                    }
                 }
             }
         }
     }
 
-    fn give(&mut self, now: Duration, name: &VmName, vf: VfId, reason: String, out: &mut Vec<Command>) {
+    fn give(
+        &mut self,
+        now: Duration,
+        name: &VmName,
+        vf: VfId,
+        reason: String,
+        out: &mut Vec<Command>,
+    ) {
         let limits = self.settings.limits;
-        let Some(vm) = self.vms.get_mut(name) else { return };
-        let Qemu::Up { free_port: Some(port) } = vm.qemu.clone() else { return };
+        let Some(vm) = self.vms.get_mut(name) else {
+            return;
+        };
+        let Qemu::Up {
+            free_port: Some(port),
+        } = vm.qemu.clone()
+        else {
+            return;
+        };
         let (tenure, action) = Tenure::begin(now, limits, reason);
-        out.push(Command::Act { vm: name.clone(), vf: vf.clone(), port: port.clone(), action });
+        out.push(Command::Act {
+            vm: name.clone(),
+            vf: vf.clone(),
+            port: port.clone(),
+            action,
+        });
         vm.hold = Some((Held { vf, port }, tenure));
     }
 
@@ -350,13 +398,23 @@ impl Engine {
         let held = held.clone();
         if let Some(action) = tenure.on(now, input) {
             let Held { vf, port } = held.clone();
-            out.push(Command::Act { vm: name.clone(), vf, port, action });
+            out.push(Command::Act {
+                vm: name.clone(),
+                vf,
+                port,
+                action,
+            });
         }
         let (record, ended) = (tenure.take_record(), tenure.phase() == Phase::Ended);
         if let Some(record) = record {
             self.learn(now, name, &held.vf, &record);
             self.ended += 1;
-            let end = SwitchEnd { n: self.ended, vm: name.clone(), vf: held.vf, record };
+            let end = SwitchEnd {
+                n: self.ended,
+                vm: name.clone(),
+                vf: held.vf,
+                record,
+            };
             if self.ends.len() == MAX_ENDS {
                 self.ends.pop_front();
             }
@@ -375,8 +433,13 @@ impl Engine {
 
     /// A failed switch rests whoever failed: the VF before it was plugged, the VM after.
     fn learn(&mut self, now: Duration, name: &VmName, vf: &VfId, record: &Record) {
-        let Some(vm) = self.vms.get_mut(name) else { return };
-        let entry = self.pools.get_mut(&vm.spec.pool).and_then(|pool| pool.vfs.get_mut(vf));
+        let Some(vm) = self.vms.get_mut(name) else {
+            return;
+        };
+        let entry = self
+            .pools
+            .get_mut(&vm.spec.pool)
+            .and_then(|pool| pool.vfs.get_mut(vf));
         match &record.outcome {
             Outcome::Done if record.direction == Direction::ToVf => {
                 vm.backoff = Backoff::default();
@@ -389,7 +452,9 @@ impl Engine {
                 if reached("plug") {
                     vm.backoff.fail(now, reason);
                 }
-                if !reached("join") && let Some(entry) = entry {
+                if !reached("join")
+                    && let Some(entry) = entry
+                {
                     entry.fail(now, reason);
                 }
             }
@@ -418,7 +483,10 @@ impl Engine {
     fn pool_view(&self, now: Duration, pool: &str) -> PoolView {
         let moving = self.vms.values().filter(|vm| vm.is_moving()).count();
         PoolView {
-            vms: self.members(pool).map(|(name, vm)| vm.view(now, name)).collect(),
+            vms: self
+                .members(pool)
+                .map(|(name, vm)| vm.view(now, name))
+                .collect(),
             free: self.free(now, pool),
             usable: self.usable(now, pool),
             budget: self.settings.max_concurrent_switches.saturating_sub(moving),
@@ -432,13 +500,21 @@ impl Engine {
     }
 
     fn usable(&self, now: Duration, pool: &str) -> usize {
-        let quarantined = |vm: &Vm| vm.phase().is_some_and(|phase| matches!(phase, Phase::Quarantined(_)));
-        let held = self.members(pool).filter(|(_, vm)| vm.hold.is_some() && !quarantined(vm)).count();
+        let quarantined = |vm: &Vm| {
+            vm.phase()
+                .is_some_and(|phase| matches!(phase, Phase::Quarantined(_)))
+        };
+        let held = self
+            .members(pool)
+            .filter(|(_, vm)| vm.hold.is_some() && !quarantined(vm))
+            .count();
         self.free(now, pool).len() + held
     }
 
     pub(super) fn holder(&self, vf: &VfId) -> Option<(&VmName, &Vm)> {
-        self.vms.iter().find(|(_, vm)| vm.hold.as_ref().is_some_and(|(held, _)| held.vf == *vf))
+        self.vms
+            .iter()
+            .find(|(_, vm)| vm.hold.as_ref().is_some_and(|(held, _)| held.vf == *vf))
     }
 
     fn holds(&self, vm: &VmName, vf: &VfId) -> bool {
@@ -480,7 +556,8 @@ impl Vm {
         if let Some(reason) = self.agent.unready() {
             return Some(reason);
         }
-        (self.backoff.until > now).then(|| format!("rests after a failed switch: {}", self.backoff.reason))
+        (self.backoff.until > now)
+            .then(|| format!("rests after a failed switch: {}", self.backoff.reason))
     }
 
     /// A VM that is away for a moment keeps its place; one without QEMU or agent has none.
@@ -490,7 +567,9 @@ impl Vm {
 
     fn view(&self, now: Duration, name: &VmName) -> VmView {
         let hold = match self.phase() {
-            None => Hold::Pv { ready: self.unready(now).is_none() },
+            None => Hold::Pv {
+                ready: self.unready(now).is_none(),
+            },
             Some(Phase::OnVf) => Hold::Vf,
             Some(Phase::ToVf | Phase::Quarantined(_)) => Hold::Arriving,
             Some(Phase::ToPv | Phase::Ended) => Hold::Leaving,
@@ -500,13 +579,19 @@ impl Vm {
         } else {
             (self.spec.pin == Some(Pin::Pv)).then(|| "pinned to PV".to_owned())
         };
-        VmView { vm: name.clone(), hold, must_leave }
+        VmView {
+            vm: name.clone(),
+            hold,
+            must_leave,
+        }
     }
 }
 
 impl Backoff {
     fn fail(&mut self, now: Duration, reason: &str) {
-        let pause = FIRST_BACKOFF.saturating_mul(1 << self.failures.min(16)).min(MAX_BACKOFF);
+        let pause = FIRST_BACKOFF
+            .saturating_mul(1 << self.failures.min(16))
+            .min(MAX_BACKOFF);
         self.failures = self.failures.saturating_add(1);
         self.until = now + pause;
         self.reason = reason.to_owned();

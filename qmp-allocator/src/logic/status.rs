@@ -113,8 +113,16 @@ impl Engine {
             interval_s: self.settings.interval.as_secs_f64(),
             round: self.round,
             next_round_in_s: self.next_round_in(now).as_secs_f64(),
-            pools: self.pools.keys().map(|name| self.pool_status(now, name)).collect(),
-            vms: self.vms.keys().filter_map(|name| self.vm_status(now, name)).collect(),
+            pools: self
+                .pools
+                .keys()
+                .map(|name| self.pool_status(now, name))
+                .collect(),
+            vms: self
+                .vms
+                .keys()
+                .filter_map(|name| self.vm_status(now, name))
+                .collect(),
             switches: self.ends.iter().cloned().collect(),
             problems: Vec::new(),
         }
@@ -132,7 +140,12 @@ impl Engine {
                 None if rest.until > now => ("resting", Some(rest.reason.clone())),
                 None => ("free", None),
             };
-            VfStatus { vf: vf.clone(), state, vm: held.map(|(vm, _)| vm.clone()), reason }
+            VfStatus {
+                vf: vf.clone(),
+                state,
+                vm: held.map(|(vm, _)| vm.clone()),
+                reason,
+            }
         };
         PoolStatus {
             name: name.to_owned(),
@@ -152,7 +165,11 @@ impl Engine {
             _ => "down",
         };
         let ranked = self.pools.get(&vm.spec.pool).and_then(|pool| {
-            pool.desired.ranking.iter().find(|ranked| ranked.vm == *name).map(|ranked| ranked.reason.clone())
+            pool.desired
+                .ranking
+                .iter()
+                .find(|ranked| ranked.vm == *name)
+                .map(|ranked| ranked.reason.clone())
         });
         let unready = vm.hold.is_none().then(|| vm.unready(now)).flatten();
         Some(VmStatus {
@@ -166,8 +183,12 @@ impl Engine {
             trust: rate.map_or(Trust::Host, |rate| rate.trust),
             agent: vm.agent.name(),
             turns: vm.turns,
-            reason: unready.or(ranked).unwrap_or_else(|| "not ranked yet".to_owned()),
-            last_interval: vm.last_interval.map(|(round, rate)| IntervalStatus { round, rate }),
+            reason: unready
+                .or(ranked)
+                .unwrap_or_else(|| "not ranked yet".to_owned()),
+            last_interval: vm
+                .last_interval
+                .map(|(round, rate)| IntervalStatus { round, rate }),
         })
     }
 }

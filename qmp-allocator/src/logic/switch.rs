@@ -2,21 +2,23 @@
 //! transaction as a state machine.
 //!
 //! ```text
-//!  Preparing ─▶ Plugging ─▶ Joining ─▶ Activating ─▶ Forwarding ─▶ ON VF
-//!      │            │          │           │             │           │ take
-//!      │            │          └─── undo ──┴──── undo ───┤           │
-//!      │            │                                    ▼           ▼
-//!      │            │     Restoring ─▶ Returning ─▶ Draining ─▶ Releasing
-//!      │            └─ undo, if the device may be there ─▶ Unplugging ◀┘
-//!      │                                                     │   │ deadline
-//!      └────────────── undo ──────────────▶ Sanitising ◀─────┘   ▼
-//!                                               │      ◀── Quarantined
-//!                                               ▼
-//!                                             ended
+//!  Preparing ─▶ Plugging ─▶ Joining ─▶ Overlapping ─▶ Activating ─▶ Forwarding ─▶ ON VF
+//!      │            │          │           │              │             │          │
+//!      │            │          └── undo ───┴──── undo ────┴──── undo ───┤          │ take
+//!      │            │                                                   ▼          │
+//!      │            │              Overlapping ─▶ Activating ─▶ Forwarding   ◀─────┘
+//!      │            │                                                   │
+//!      │            │                       Releasing ◀─ Draining ◀─────┘
+//!      │            │ undo                       ▼
+//!      │            └─ if it may be there ─▶ Unplugging ──deadline──▶ Quarantined
+//!      │                                         │                        │
+//!      └──────────────── undo ─────────────▶ Sanitising ◀─────────────────┘
+//!                                                ▼
+//!                                              ended
 //! ```
 //!
-//! Restoring moves the host's forwarding back to PV, Returning the bond. Make before break: the way
-//! to the VF ends with what the guest's packets see (bond, then host), the way back begins with it.
+//! Make before break, both ways: the host forwards the guest's frames to both paths (overlapping),
+//! then the bond changes its active port, then the host forwards to that one only.
 //! One [`Action`] is under way at a time and always comes back as [`Input::Done`], because whoever
 //! carries it out has a deadline of his own. What a failed action leaves behind is never assumed:
 //! a VF goes back to its pool only once QEMU says that the device is gone and the host's settings
@@ -27,8 +29,8 @@ use std::time::Duration;
 use flexvf_protocol::agent::{Path, VfState};
 
 mod record;
-pub use record::{Direction, Outcome, Record};
 use record::Recorder;
+pub use record::{Direction, Outcome, Record};
 
 /// How long the machine waits before it gives up, and between repetitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +62,8 @@ pub enum Action {
     Join,
     /// Agent: make this path the bond's active one.
     Activate(Path),
-    /// Host: forward the VM's frames to this path (PF filter, bridge FDB).
-    Forward(Path),
+    /// Host: forward the VM's frames there (PF filter, bridge FDB).
+    Forward(Target),
     /// Agent: take the VF out of the bond.
     Leave,
     /// QEMU: `device_del`.
@@ -70,6 +72,15 @@ pub enum Action {
     Look,
     /// Host: undo what [`Action::Prepare`] did.
     Sanitise,
+}
+
+/// Where the host forwards a VM's frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// To both paths: whichever the bond uses just now takes them, and the other one drops them.
+    Both,
+    /// To this path.
+    Only(Path),
 }
 
 /// What came of an action.
@@ -110,18 +121,32 @@ pub enum Input {
 enum State {
     Preparing,
     Plugging,
-    Joining { deadline: Duration, next_ask: Option<Duration> },
-    Activating,
-    Forwarding,
+    Joining {
+        deadline: Duration,
+        next_ask: Option<Duration>,
+    },
+    /// The path is the one that is to become active, here and in the two below.
+    Overlapping(Path),
+    Activating(Path),
+    Forwarding(Path),
     OnVf,
-    Restoring,
-    Returning,
-    Draining { until: Duration },
+    Draining {
+        until: Duration,
+    },
     Releasing,
-    Unplugging { deadline: Duration, repeat_at: Duration },
-    Quarantined { reason: String, look_at: Duration },
+    Unplugging {
+        deadline: Duration,
+        repeat_at: Duration,
+    },
+    Quarantined {
+        reason: String,
+        look_at: Duration,
+    },
     Sanitising,
-    SanitiseFailed { reason: String, retry_at: Duration },
+    SanitiseFailed {
+        reason: String,
+        retry_at: Duration,
+    },
     Ended,
 }
 
@@ -175,7 +200,13 @@ impl Tenure {
     }
 
     const fn new(limits: Limits, state: State, recorder: Recorder) -> Self {
-        Self { limits, state, busy: false, device_gone: false, recorder }
+        Self {
+            limits,
+            state,
+            busy: false,
+            device_gone: false,
+            recorder,
+        }
     }
 
     /// Where the tenure stands.
@@ -186,7 +217,11 @@ impl Tenure {
                 Phase::Quarantined(reason.clone())
             }
             State::Ended => Phase::Ended,
-            _ if self.recorder.direction() == Direction::ToVf && self.recorder.undoing().is_none() => Phase::ToVf,
+            _ if self.recorder.direction() == Direction::ToVf
+                && self.recorder.undoing().is_none() =>
+            {
+                Phase::ToVf
+            }
             _ => Phase::ToPv,
         }
     }
@@ -196,7 +231,10 @@ impl Tenure {
         match &self.state {
             State::Joining { deadline, next_ask } => next_ask.map(|ask| ask.min(*deadline)),
             State::Draining { until } => Some(*until),
-            State::Unplugging { deadline, repeat_at } => Some((*deadline).min(*repeat_at)),
+            State::Unplugging {
+                deadline,
+                repeat_at,
+            } => Some((*deadline).min(*repeat_at)),
             State::Quarantined { look_at, .. } => Some(*look_at),
             State::SanitiseFailed { retry_at, .. } => Some(*retry_at),
             _ => None,
@@ -219,7 +257,7 @@ impl Tenure {
             }
             Input::Take { reason } if self.state == State::OnVf => {
                 self.recorder = Recorder::begin(now, Direction::ToPv, reason);
-                self.go(now, State::Restoring, Action::Forward(Path::Pv))
+                self.overlap(now, Path::Pv)
             }
             Input::Tick if !self.busy => self.on_tick(now),
             Input::Take { .. } | Input::Tick => None,
@@ -250,47 +288,79 @@ impl Tenure {
                 _ => Some(self.join(now)),
             },
             State::Joining { deadline, .. } => self.on_joining(now, deadline, report),
-            State::Activating => self.or_undo(now, report, State::Forwarding, Action::Forward(Path::Vf)),
-            State::Forwarding => match report.failure() {
-                None => {
-                    self.enter(now, State::OnVf);
-                    self.recorder.finish(now, Outcome::Done);
-                    None
-                }
-                Some(reason) => self.undo(now, reason),
-            },
-            // From here on there is no way but forward: a guest that does not answer loses its VF,
-            // and the bond fails over by itself.
-            State::Restoring => self.go(now, State::Returning, Action::Activate(Path::Pv)),
-            State::Returning => {
-                self.enter(now, State::Draining { until: now + self.limits.drain });
-                None
+            State::Overlapping(path) | State::Activating(path) | State::Forwarding(path) => {
+                self.on_moving(now, path, report)
             }
             State::Releasing => self.unplug(now),
-            State::Unplugging { deadline, repeat_at } => {
-                self.on_unplugging(now, deadline, repeat_at, report)
-            }
+            State::Unplugging {
+                deadline,
+                repeat_at,
+            } => self.on_unplugging(now, deadline, repeat_at, report),
             State::Quarantined { reason, .. } => self.on_quarantined(now, reason, report),
             State::Sanitising => self.on_sanitised(now, report),
-            State::OnVf | State::Draining { .. } | State::SanitiseFailed { .. } | State::Ended => None,
+            State::OnVf | State::Draining { .. } | State::SanitiseFailed { .. } | State::Ended => {
+                None
+            }
+        }
+    }
+
+    /// Towards PV there is no way but forward: a guest that does not answer loses its VF, and its
+    /// bond fails over by itself.
+    fn on_moving(&mut self, now: Duration, path: Path, report: Report) -> Option<Action> {
+        if path == Path::Vf
+            && let Some(reason) = report.failure()
+        {
+            return self.undo(now, reason);
+        }
+        match (&self.state, path) {
+            (State::Overlapping(_), _) => {
+                self.go(now, State::Activating(path), Action::Activate(path))
+            }
+            (State::Activating(_), _) => self.go(
+                now,
+                State::Forwarding(path),
+                Action::Forward(Target::Only(path)),
+            ),
+            (_, Path::Vf) => {
+                self.enter(now, State::OnVf);
+                self.recorder.finish(now, Outcome::Done);
+                None
+            }
+            (_, Path::Pv) => {
+                self.enter(
+                    now,
+                    State::Draining {
+                        until: now + self.limits.drain,
+                    },
+                );
+                None
+            }
         }
     }
 
     fn on_joining(&mut self, now: Duration, deadline: Duration, report: Report) -> Option<Action> {
         match report {
-            Report::Vf(VfState::Ready | VfState::Active) => {
-                self.go(now, State::Activating, Action::Activate(Path::Vf))
-            }
+            Report::Vf(VfState::Ready | VfState::Active) => self.overlap(now, Path::Vf),
             // A guest that answers "no" may say "yes" once its driver is up; only time ends this.
             _ if now >= deadline => {
                 let what = match report {
-                    Report::Vf(state) => format!("the VF is still {state:?} in the guest").to_lowercase(),
-                    other => other.failure().unwrap_or_else(|| "unexpected answer of the agent".into()),
+                    Report::Vf(state) => {
+                        format!("the VF is still {state:?} in the guest").to_lowercase()
+                    }
+                    other => other
+                        .failure()
+                        .unwrap_or_else(|| "unexpected answer of the agent".into()),
                 };
-                self.undo(now, format!("not joined within {:?}: {what}", self.limits.join))
+                self.undo(
+                    now,
+                    format!("not joined within {:?}: {what}", self.limits.join),
+                )
             }
             _ => {
-                self.state = State::Joining { deadline, next_ask: Some(now + JOIN_POLL) };
+                self.state = State::Joining {
+                    deadline,
+                    next_ask: Some(now + JOIN_POLL),
+                };
                 None
             }
         }
@@ -309,14 +379,21 @@ impl Tenure {
         }
         if now >= deadline {
             let reason = report.failure().unwrap_or_else(|| {
-                format!("no DEVICE_DELETED within {:?}; does the guest refuse hot-unplug?", self.limits.unplug)
+                format!(
+                    "no DEVICE_DELETED within {:?}; does the guest refuse hot-unplug?",
+                    self.limits.unplug
+                )
             });
-            self.recorder.finish(now, Outcome::Quarantined(reason.clone()));
+            self.recorder
+                .finish(now, Outcome::Quarantined(reason.clone()));
             let look_at = now + QUARANTINE_POLL;
             self.enter(now, State::Quarantined { reason, look_at });
             return None;
         }
-        self.state = State::Unplugging { deadline, repeat_at };
+        self.state = State::Unplugging {
+            deadline,
+            repeat_at,
+        };
         None
     }
 
@@ -343,8 +420,12 @@ impl Tenure {
                 self.recorder.finish(now, outcome);
             }
             Some(reason) => {
-                self.recorder.finish(now, Outcome::Quarantined(reason.clone()));
-                self.state = State::SanitiseFailed { reason, retry_at: now + QUARANTINE_POLL };
+                self.recorder
+                    .finish(now, Outcome::Quarantined(reason.clone()));
+                self.state = State::SanitiseFailed {
+                    reason,
+                    retry_at: now + QUARANTINE_POLL,
+                };
             }
         }
         None
@@ -352,16 +433,30 @@ impl Tenure {
 
     fn on_tick(&mut self, now: Duration) -> Option<Action> {
         match self.state.clone() {
-            State::Joining { deadline, next_ask: Some(ask) } if now >= ask => {
-                self.state = State::Joining { deadline, next_ask: None };
+            State::Joining {
+                deadline,
+                next_ask: Some(ask),
+            } if now >= ask => {
+                self.state = State::Joining {
+                    deadline,
+                    next_ask: None,
+                };
                 Some(self.act(Action::Join))
             }
-            State::Draining { until } if now >= until => self.go(now, State::Releasing, Action::Leave),
-            State::Unplugging { deadline, repeat_at } if now >= deadline.min(repeat_at) => {
+            State::Draining { until } if now >= until => {
+                self.go(now, State::Releasing, Action::Leave)
+            }
+            State::Unplugging {
+                deadline,
+                repeat_at,
+            } if now >= deadline.min(repeat_at) => {
                 // The event may have been lost, or the request; at the end the last look decides.
                 let ask = now < deadline;
                 let repeat_at = now + self.limits.unplug_repeat;
-                self.state = State::Unplugging { deadline, repeat_at };
+                self.state = State::Unplugging {
+                    deadline,
+                    repeat_at,
+                };
                 Some(self.act(if ask { Action::Unplug } else { Action::Look }))
             }
             State::Quarantined { look_at, .. } if now >= look_at => Some(self.act(Action::Look)),
@@ -371,14 +466,21 @@ impl Tenure {
     }
 
     fn on_device_gone(&mut self, now: Duration, why: &Input) -> Option<Action> {
-        if matches!(self.state, State::Ended | State::Sanitising | State::SanitiseFailed { .. }) {
+        if matches!(
+            self.state,
+            State::Ended | State::Sanitising | State::SanitiseFailed { .. }
+        ) {
             return None;
         }
         // While a plug is under way, DEVICE_DELETED can only speak of an earlier device of this id.
         if *why == Input::Deleted && matches!(self.state, State::Preparing | State::Plugging) {
             return None;
         }
-        let text = if *why == Input::Exited { "QEMU ended" } else { "the guest let go of the VF by itself" };
+        let text = if *why == Input::Exited {
+            "QEMU ended"
+        } else {
+            "the guest let go of the VF by itself"
+        };
         if self.state == State::OnVf {
             self.recorder = Recorder::begin(now, Direction::ToPv, text.into());
         } else if !self.leaving() {
@@ -394,26 +496,36 @@ impl Tenure {
     }
 
     fn join(&mut self, now: Duration) -> Action {
-        self.enter(now, State::Joining { deadline: now + self.limits.join, next_ask: None });
+        self.enter(
+            now,
+            State::Joining {
+                deadline: now + self.limits.join,
+                next_ask: None,
+            },
+        );
         self.act(Action::Join)
     }
 
     fn undo(&mut self, now: Duration, reason: String) -> Option<Action> {
         self.recorder.undo(reason);
-        self.go(now, State::Restoring, Action::Forward(Path::Pv))
+        self.overlap(now, Path::Pv)
     }
 
-    fn or_undo(&mut self, now: Duration, report: Report, next: State, action: Action) -> Option<Action> {
-        match report.failure() {
-            None => self.go(now, next, action),
-            Some(reason) => self.undo(now, reason),
-        }
+    fn overlap(&mut self, now: Duration, path: Path) -> Option<Action> {
+        self.go(now, State::Overlapping(path), Action::Forward(Target::Both))
     }
 
     fn unplug(&mut self, now: Duration) -> Option<Action> {
         let deadline = now + self.limits.unplug;
         let repeat_at = now + self.limits.unplug_repeat;
-        self.go(now, State::Unplugging { deadline, repeat_at }, Action::Unplug)
+        self.go(
+            now,
+            State::Unplugging {
+                deadline,
+                repeat_at,
+            },
+            Action::Unplug,
+        )
     }
 
     fn sanitise(&mut self, now: Duration) -> Option<Action> {
@@ -443,15 +555,16 @@ impl State {
             Self::Preparing => "prepare",
             Self::Plugging => "plug",
             Self::Joining { .. } => "join",
-            Self::Activating => "activate",
-            Self::Forwarding => "forward",
-            Self::Restoring => "restore",
-            Self::Returning => "return",
+            Self::Overlapping(_) => "overlap",
+            Self::Activating(_) => "activate",
+            Self::Forwarding(_) => "forward",
             Self::Draining { .. } => "drain",
             Self::Releasing => "release",
             Self::Unplugging { .. } => "unplug",
             Self::Sanitising => "sanitise",
-            Self::OnVf | Self::Quarantined { .. } | Self::SanitiseFailed { .. } | Self::Ended => return None,
+            Self::OnVf | Self::Quarantined { .. } | Self::SanitiseFailed { .. } | Self::Ended => {
+                return None;
+            }
         })
     }
 }

@@ -1,4 +1,5 @@
 //! A small vhost-user front-end that speaks as QEMU 10 does, for tests over a real socket.
+#![allow(dead_code, reason = "each test program uses its part of it")]
 
 use std::io::{self, IoSlice, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -94,7 +95,13 @@ impl<'m> FrontEnd<'m> {
     }
 
     /// Sends a message as it is.
-    pub(crate) fn send(&self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) -> io::Result<()> {
+    pub(crate) fn send(
+        &self,
+        request: u32,
+        flags: u32,
+        payload: &[u8],
+        fds: &[RawFd],
+    ) -> io::Result<()> {
         let mut message = Vec::new();
         message.extend(request.to_ne_bytes());
         message.extend((1 | flags).to_ne_bytes());
@@ -128,7 +135,12 @@ impl<'m> FrontEnd<'m> {
     }
 
     /// Sends numbers and wants to know whether it worked: 0 is yes.
-    pub(crate) fn ask(&mut self, request: FrontendReq, words: &[u64], fds: &[RawFd]) -> io::Result<u64> {
+    pub(crate) fn ask(
+        &mut self,
+        request: FrontendReq,
+        words: &[u64],
+        fds: &[RawFd],
+    ) -> io::Result<u64> {
         let payload: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         self.send(request.into(), NEED_REPLY, &payload, fds)?;
         self.reply()

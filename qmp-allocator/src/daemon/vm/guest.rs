@@ -23,7 +23,12 @@ pub(super) struct Guest {
 
 impl Guest {
     pub(super) const fn new(deadline: Duration) -> Self {
-        Self { agent: None, deadline, epoch: None, ready: false }
+        Self {
+            agent: None,
+            deadline,
+            epoch: None,
+            ready: false,
+        }
     }
 
     /// Forgets the connection: the guest was reset, or the agent has changed.
@@ -58,7 +63,9 @@ impl Guest {
 
     async fn try_look(&mut self, vm: &VmConfig) -> Result<AgentView, AgentError> {
         if vm.agent.is_none() {
-            return Ok(AgentView::Silent("the VM's file names no `agent` socket".into()));
+            return Ok(AgentView::Silent(
+                "the VM's file names no `agent` socket".into(),
+            ));
         }
         let deadline = self.deadline;
         let agent = self.connected(vm).await?;
@@ -72,10 +79,18 @@ impl Guest {
         }
     }
 
-    pub(super) async fn join(&mut self, vm: &VmConfig, vf_mac: MacAddr) -> Result<VfState, AgentError> {
+    pub(super) async fn join(
+        &mut self,
+        vm: &VmConfig,
+        vf_mac: MacAddr,
+    ) -> Result<VfState, AgentError> {
         let epoch = self.epoch(vm).await?;
         let deadline = self.deadline;
-        let joined = self.connected(vm).await?.join_vf(&VfArguments { vf_mac, epoch }, deadline).await;
+        let joined = self
+            .connected(vm)
+            .await?
+            .join_vf(&VfArguments { vf_mac, epoch }, deadline)
+            .await;
         self.heed(joined)
     }
 
@@ -86,7 +101,11 @@ impl Guest {
         deadline: Duration,
     ) -> Result<VfState, AgentError> {
         let epoch = self.epoch(vm).await?;
-        let left = self.connected(vm).await?.leave_vf(&VfArguments { vf_mac, epoch }, deadline).await;
+        let left = self
+            .connected(vm)
+            .await?
+            .leave_vf(&VfArguments { vf_mac, epoch }, deadline)
+            .await;
         self.heed(left)
     }
 
@@ -98,8 +117,16 @@ impl Guest {
     ) -> Result<(), AgentError> {
         let epoch = self.epoch(vm).await?;
         let deadline = self.deadline;
-        let arguments = ActivateArguments { path, vf_mac, epoch };
-        let activated = self.connected(vm).await?.activate(&arguments, deadline).await;
+        let arguments = ActivateArguments {
+            path,
+            vf_mac,
+            epoch,
+        };
+        let activated = self
+            .connected(vm)
+            .await?
+            .activate(&arguments, deadline)
+            .await;
         self.heed(activated).map(drop)
     }
 
@@ -107,11 +134,21 @@ impl Guest {
     pub(super) async fn count(&mut self, vm: &VmConfig) -> Option<Count> {
         let deadline = self.deadline;
         let counters = self.connected(vm).await.ok()?.counters(deadline).await;
-        let counters = self.heed(counters).inspect_err(|_| self.ready = false).ok()?;
+        let counters = self
+            .heed(counters)
+            .inspect_err(|_| self.ready = false)
+            .ok()?;
         let mut epoch = DefaultHasher::new();
         counters.boot_id.hash(&mut epoch);
-        let packets = counters.vf.rx_packets.saturating_add(counters.vf.tx_packets);
-        Some(Count { epoch: epoch.finish(), packets, trust: Trust::Guest })
+        let packets = counters
+            .vf
+            .rx_packets
+            .saturating_add(counters.vf.tx_packets);
+        Some(Count {
+            epoch: epoch.finish(),
+            packets,
+            trust: Trust::Guest,
+        })
     }
 
     /// A closed connection is opened anew by the next command.
@@ -145,10 +182,12 @@ impl Guest {
 
 fn bond_of(status: &AgentStatus, mac: MacAddr) -> AgentView {
     match (&status.bond, status.bond_mac) {
-        (None, _) => AgentView::NoBond("start qga-extension with --create-bond, or make one".into()),
-        (Some(_), Some(bond_mac)) if bond_mac != mac => {
-            AgentView::NoBond(format!("the bond has {bond_mac}, the VM's file says mac = {mac}"))
+        (None, _) => {
+            AgentView::NoBond("start qga-extension with --create-bond, or make one".into())
         }
+        (Some(_), Some(bond_mac)) if bond_mac != mac => AgentView::NoBond(format!(
+            "the bond has {bond_mac}, the VM's file says mac = {mac}"
+        )),
         (Some(_), _) => AgentView::Ready,
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use flexvf_protocol::VmName;
 
-use super::{Backoff, Command, Engine, Input, Pin, Qemu, RateMeter, Tenure, Vm, VfId};
+use super::{Backoff, Command, Engine, Input, Pin, Qemu, RateMeter, Tenure, VfId, Vm};
 
 /// What a VM's registration says, as far as decisions depend on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +56,9 @@ impl AgentView {
             Self::Ready => None,
             Self::Unseen => Some("agent not heard yet".into()),
             Self::NoBond(why) => Some(format!("no bond in the guest: {why}")),
-            Self::Stock => Some("a stock qemu-ga cannot run the bond; install qga-extension in the guest".into()),
+            Self::Stock => Some(
+                "a stock qemu-ga cannot run the bond; install qga-extension in the guest".into(),
+            ),
             Self::Silent(why) => Some(format!("agent does not answer: {why}")),
         }
     }
@@ -92,13 +94,20 @@ impl Engine {
     ) {
         let limits = self.settings.limits;
         let wins = self.wins(name);
-        let Some(vm) = self.vms.get_mut(name) else { return };
+        let Some(vm) = self.vms.get_mut(name) else {
+            return;
+        };
         vm.qemu = Qemu::Up { free_port };
         match (&vm.hold, held) {
             (None, Some(held)) => {
                 let (tenure, action) = Tenure::adopt(now, limits, wins);
                 let Held { vf, port } = held.clone();
-                out.extend(action.map(|action| Command::Act { vm: name.clone(), vf, port, action }));
+                out.extend(action.map(|action| Command::Act {
+                    vm: name.clone(),
+                    vf,
+                    port,
+                    action,
+                }));
                 vm.hold = Some((held, tenure));
             }
             (Some(_), None) => self.tell_tenure(now, name, Input::Deleted, out),
@@ -114,7 +123,9 @@ impl Engine {
         reason: String,
         out: &mut Vec<Command>,
     ) {
-        let Some(vm) = self.vms.get_mut(name) else { return };
+        let Some(vm) = self.vms.get_mut(name) else {
+            return;
+        };
         vm.qemu = Qemu::Lost(reason);
         if exited {
             vm.agent = AgentView::Unseen;
@@ -123,16 +134,29 @@ impl Engine {
     }
 
     pub(super) fn on_pool(&mut self, name: &str, vfs: Vec<VfId>, problem: Option<String>) {
-        let Some(pool) = self.pools.get_mut(name) else { return };
+        let Some(pool) = self.pools.get_mut(name) else {
+            return;
+        };
         let mut known = std::mem::take(&mut pool.vfs);
-        pool.vfs = vfs.into_iter().map(|vf| known.remove_entry(&vf).unwrap_or_else(|| (vf, Backoff::default()))).collect();
+        pool.vfs = vfs
+            .into_iter()
+            .map(|vf| {
+                known
+                    .remove_entry(&vf)
+                    .unwrap_or_else(|| (vf, Backoff::default()))
+            })
+            .collect();
         pool.problem = problem;
     }
 
     /// By the last decision; without one, whoever has a VF may keep it.
     fn wins(&self, name: &VmName) -> bool {
-        let Some(vm) = self.vms.get(name) else { return false };
-        let Some(pool) = self.pools.get(&vm.spec.pool) else { return false };
+        let Some(vm) = self.vms.get(name) else {
+            return false;
+        };
+        let Some(pool) = self.pools.get(&vm.spec.pool) else {
+            return false;
+        };
         let winners = pool.desired.ranking.iter().take(pool.desired.winners);
         self.round == 0 || winners.into_iter().any(|ranked| ranked.vm == *name)
     }

@@ -17,8 +17,8 @@ const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 /// Datagrams taken between two looks at the clock for sending.
 const RECEIVE_BATCH: usize = 64;
 
-/// The shortest sleep: load is sent in small groups instead of waking up for each packet.
-const MIN_SLEEP_US: u64 = 4_000;
+/// The shortest sleep, for a deadline that has just passed.
+const MIN_SLEEP_US: u64 = 1_000;
 
 /// The longest sleep, when nothing is due.
 const MAX_SLEEP_US: u64 = 500_000;

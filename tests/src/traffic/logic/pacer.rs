@@ -2,9 +2,15 @@
 //!
 //! Deadlines are absolute, so a late wake-up is made up for, in bursts of [`MAX_BURST`]. Who was away
 //! for longer than [`MAX_BACKLOG_MS`] does not send what it missed: those packets count as never sent.
+//!
+//! All streams of a machine send at the same moments, multiples of [`GRID_US`]: an emulated guest
+//! spends far more on being woken than on a packet.
 
 /// Packets given out at once, so that catching up does not overrun a 256-entry queue.
 pub const MAX_BURST: u64 = 32;
+
+/// Time between two moments at which anything is sent.
+pub const GRID_US: u64 = 10_000;
 
 /// How far behind its schedule a stream may be before it gives packets up.
 pub const MAX_BACKLOG_MS: u64 = 1000;
@@ -44,13 +50,14 @@ impl Pacer {
     /// When the next packet is due; never, at rate 0.
     pub fn next_due_us(&self) -> Option<u64> {
         let offset_us = (self.issued * 1_000_000).checked_div(u64::from(self.pps))?;
-        Some(self.begin_us + offset_us)
+        Some((self.begin_us + offset_us).next_multiple_of(GRID_US))
     }
 
     fn scheduled(&self, now_us: u64) -> u64 {
         if self.pps == 0 {
             return 0;
         }
+        let now_us = now_us - now_us % GRID_US;
         now_us.saturating_sub(self.begin_us) * u64::from(self.pps) / 1_000_000 + 1
     }
 }
@@ -95,8 +102,10 @@ mod tests {
                     sent += due;
                 }
             }
-            prop_assert_eq!(sent, now_us * u64::from(pps) / 1_000_000 + 1);
-            prop_assert!(pacer.next_due_us().is_some_and(|due_us| due_us + 1 >= now_us));
+            let last_us = now_us - now_us % GRID_US;
+            prop_assert_eq!(sent, last_us * u64::from(pps) / 1_000_000 + 1);
+            let next_us = pacer.next_due_us().unwrap();
+            prop_assert!(next_us >= last_us && next_us % GRID_US == 0);
         }
     }
 }

@@ -1,0 +1,106 @@
+//! Starts the backend's program, and finds the programs of others that it is tried with.
+#![allow(dead_code, reason = "each test program uses its part of it")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use flexvf_protocol::stats_page::Snapshot;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use vhost_net_pv::io::stats;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The testbed's folder with QEMU and DPDK, or `None` where skipping is allowed.
+pub(crate) fn sysroot() -> Option<PathBuf> {
+    if let Some(folder) = std::env::var_os("FLEXVF_SYSROOT") {
+        return Some(folder.into());
+    }
+    assert!(
+        std::env::var_os("FLEXVF_ALLOW_SKIP").is_some_and(|value| value == "1"),
+        "FLEXVF_SYSROOT is not set: run FLEXVF_SYSROOT=$(scripts/testbed/packages) cargo test, \
+         or set FLEXVF_ALLOW_SKIP=1 to go without"
+    );
+    eprintln!("SKIPPED: FLEXVF_SYSROOT is not set");
+    None
+}
+
+/// A backend in a process of its own.
+pub(crate) struct Backend {
+    child: Child,
+    folder: TempDir,
+}
+
+impl Backend {
+    pub(crate) fn start(port: &str, queues: u16) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_vhost-net-pv"))
+            .arg("--socket")
+            .arg(folder.path().join("socket"))
+            .arg("--stats")
+            .arg(folder.path().join("stats"))
+            .args(["--port", port, "--queues", &queues.to_string()])
+            .spawn()
+            .unwrap();
+        let backend = Self { child, folder };
+        backend.until("it listens", || backend.socket().exists());
+        backend
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn page(&self) -> Snapshot {
+        stats::read(&self.folder.path().join("stats")).unwrap()
+    }
+
+    pub(crate) fn until(&self, what: &str, holds: impl Fn() -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !holds() {
+            assert!(Instant::now() < deadline, "never happened: {what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Asks it to end; true if it ended well.
+    pub(crate) fn end(mut self) -> bool {
+        interrupt(&self.child, Signal::SIGTERM);
+        self.child.wait().unwrap().success()
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Another program, which does not outlive the test.
+pub(crate) struct Program(pub(crate) Child);
+
+impl Program {
+    /// Sends a signal and waits for the end.
+    pub(crate) fn end(mut self, signal: Signal) -> ExitStatus {
+        interrupt(&self.0, signal);
+        self.0.wait().unwrap()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn interrupt(child: &Child, signal: Signal) {
+    let _ = kill(Pid::from_raw(child.id().cast_signed()), signal);
+}
