@@ -8,7 +8,10 @@ TESTBED=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPO=$(cd "$TESTBED/../.." && pwd)
 # The static binaries of this project that run in the guests and in the emulated host.
 : "${FLEXVF_BIN:=$REPO/target/x86_64-unknown-linux-gnu/release}"
-export FLEXVF_BIN
+# Of every guest's kernel. hvc0: the emulated serial port costs a millisecond a character under nested
+# emulation.
+: "${FLEXVF_GUEST_APPEND:=console=hvc0 8250.nr_uarts=0 quiet panic=-1 mitigations=off tsc=reliable ipv6.disable=1}"
+export FLEXVF_BIN FLEXVF_GUEST_APPEND
 readonly TESTBED REPO
 readonly LIBS=usr/lib/x86_64-linux-gnu
 
@@ -54,6 +57,20 @@ module_paths() {
       for (i = split($2, needs, " "); i > 0; i--) print needs[i]
       print $1
     }' "$1/modules.dep" | grep . || die "the kernel has no module named '$2'"
+}
+
+# The start of an initramfs: an init, busybox and its commands (links made here, not at each boot),
+# and modules.
+initramfs_folder() {
+  local root=$1 folder=$2 init=$3 applet
+  shift 3
+  mkdir -p "$folder"/{bin,dev,proc,sys,run,tmp}
+  install "$root/bin/busybox" "$folder/bin/busybox"
+  for applet in $("$root/bin/busybox" --list); do
+    [[ $applet == busybox ]] || ln -s busybox "$folder/bin/$applet"
+  done
+  install "$init" "$folder/init"
+  copy_modules "$root" "$folder" "$@"
 }
 
 # Packs a folder as an initramfs on stdout, uncompressed: unpacking costs more in emulation than
@@ -155,8 +172,13 @@ use_out_folder() {
   fi
   FLEXVF_GUEST_INITRD=$FLEXVF_OUT/guest.cpio
   export FLEXVF_OUT FLEXVF_GUEST_INITRD
-  trap 'rm -f "$FLEXVF_GUEST_INITRD"' EXIT
+  trap leave_out_folder EXIT
   "$TESTBED/guest-image" "$FLEXVF_GUEST_INITRD"
+}
+
+leave_out_folder() {
+  rm -f "$FLEXVF_GUEST_INITRD"
+  [[ $OUT_IS_OURS == no ]] || rmdir --ignore-fail-on-non-empty "$FLEXVF_OUT" 2>/dev/null || true
 }
 
 # A temporary folder goes when all went well; else its name is told.

@@ -26,7 +26,12 @@ use crate::{Device, FrontEnds};
 ///   -chardev socket,id=net0,path=S,reconnect-ms=500
 ///   -netdev vhost-user,id=net0,chardev=net0,queues=N -device virtio-net-pci,netdev=net0,mq=on
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true, max_term_width = 100)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    max_term_width = 100,
+    verbatim_doc_comment
+)]
 #[command(
     after_help = "Example:\n  vhost-net-pv --socket /run/vm0/net.sock --tap vm0 --bridge br0 \
     --stats /run/vm0/net.stats\n\nLog level: RUST_LOG=debug (default: info)."
@@ -121,7 +126,6 @@ impl ServeArgs {
     /// # Errors
     /// Whatever cannot be had, by name.
     pub fn open(&self) -> anyhow::Result<(Device, FrontEnds)> {
-        let front_ends = self.front_ends()?;
         let stats = match &self.stats {
             Some(path) => StatsPage::open(path, self.queue_pairs())?,
             None => StatsPage::private(self.queue_pairs())?,
@@ -134,7 +138,8 @@ impl ServeArgs {
             set_mtu: mtu_setter(ports.interface)?,
         })
         .context("cannot start the device's threads")?;
-        Ok((device, front_ends))
+        // Last, since the socket's appearance tells others that everything else is there.
+        Ok((device, self.front_ends()?))
     }
 
     fn queue_pairs(&self) -> usize {
@@ -281,8 +286,12 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_said() {
-        let cli = parse("vhost-net-pv").unwrap();
-        let error = cli.serve.open().err().unwrap().to_string();
-        assert!(error.contains("--socket PATH"), "{error}");
+        for (line, missing) in [
+            ("vhost-net-pv --socket S", "--tap NAME"),
+            ("vhost-net-pv --port null", "--socket PATH"),
+        ] {
+            let error = parse(line).unwrap().serve.open().err().unwrap();
+            assert!(error.to_string().contains(missing), "{error}");
+        }
     }
 }

@@ -1,4 +1,9 @@
 //! DPDK's virtio-user (testpmd of the testbed's sysroot) as front-end.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::fs::File;
 use std::path::Path;

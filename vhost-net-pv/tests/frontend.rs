@@ -1,4 +1,9 @@
 //! The backend against a front-end over a real socket, with a port that gives frames back.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
@@ -186,7 +191,8 @@ fn a_breach_of_the_protocol_ends_the_connection_and_nothing_else() {
     let file = std::fs::File::open("/dev/null").unwrap();
     let plain = tempfile::tempfile().unwrap();
     let null = file.as_raw_fd();
-    let breaches: [(&str, u32, u32, Vec<u8>, Vec<i32>); 9] = [
+    type Breach<'a> = (&'a str, u32, u32, Vec<u8>, Vec<i32>);
+    let breaches: [Breach<'_>; 9] = [
         ("no such request", 4711, 0, vec![], vec![]),
         (
             "not offered",

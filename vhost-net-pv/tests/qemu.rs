@@ -1,6 +1,11 @@
 //! QEMU (of the testbed's sysroot) starts with a NIC on the backend.
 //!
 //! Only as far as QEMU goes by itself: guests that boot are the end-to-end runs' business.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -1,4 +1,9 @@
 //! A real TAP in a network namespace of the test's own: counters agree with the kernel's.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::net::UdpSocket;
 use std::process::Command;

@@ -55,7 +55,7 @@ fn kill_daemon(
     stage.await_decision(2.0 * interval_s)?;
     let vms = stage.vms();
     let busy = busy_guests(vms.len(), stage.host.vfs.len());
-    let loads = loads(&vms, busy, options.load_pps, phase);
+    let loads = loads(&vms, busy, options.load_pps(&stage.host), phase);
     let expected = expected_holders(&loads);
     stage.set_loads(&loads)?;
     let began = stage.tick_until(2.0 * interval_s, |status| status.is_switching())?;

@@ -32,7 +32,7 @@ pub fn play(options: &Options, host: &Host) -> Result<Outcome> {
 /// Starts the streams with the first phase's load, then the daemon. When the streams began.
 pub fn begin(stage: &mut Stage, options: &Options) -> Result<u64> {
     let busy = busy_guests(stage.guests.len(), stage.host.vfs.len());
-    stage.set_loads(&loads(&stage.vms(), busy, options.load_pps, 0))?;
+    stage.set_loads(&loads(&stage.vms(), busy, options.load_pps(&stage.host), 0))?;
     let streams_ms = now_ms();
     stage.say(format!(
         "starting flexvf: strategy {}, a decision every {} s",
@@ -62,7 +62,7 @@ fn follow_load(stage: &mut Stage, options: &Options) -> Result<Vec<Shift>> {
 pub fn shift(stage: &mut Stage, options: &Options, phase: usize, limit_s: f64) -> Result<Shift> {
     let vms = stage.vms();
     let busy = busy_guests(vms.len(), stage.host.vfs.len());
-    let loads = loads(&vms, busy, options.load_pps, phase);
+    let loads = loads(&vms, busy, options.load_pps(&stage.host), phase);
     let expected = expected_holders(&loads);
     stage.set_loads(&loads)?;
     let followed_s = stage.tick_until(2.0 * limit_s, |status| status.holders() == expected)?;
@@ -92,7 +92,7 @@ fn take_turns(stage: &mut Stage, options: &Options) -> Result<Vec<String>> {
             break;
         }
         let phase = round as usize;
-        stage.set_loads(&loads(&vms, busy, options.load_pps, phase))?;
+        stage.set_loads(&loads(&vms, busy, options.load_pps(&stage.host), phase))?;
     }
     let failures = judge::turns(stage.watch.last());
     // The switches of the last decision end before the streams do.

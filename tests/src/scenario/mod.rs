@@ -45,9 +45,10 @@ pub struct Options {
     /// Probes a second to and from each guest, each way
     #[arg(long, default_value_t = 100)]
     pub probe_pps: u32,
-    /// Load of the busiest guest, packets a second, both ways together
-    #[arg(long, default_value_t = 400)]
-    pub load_pps: u32,
+    /// Load of the busiest guest, packets a second, both ways together (default: 400, with nested
+    /// guests 200)
+    #[arg(long)]
+    pub load_pps: Option<u32>,
     /// Longest time for which a guest may hear nothing, milliseconds
     #[arg(long, default_value_t = 10_000)]
     pub max_gap_ms: u64,
@@ -83,6 +84,14 @@ pub enum Strategy {
     Fair,
     /// The busiest first
     Activity,
+}
+
+impl Options {
+    /// The busiest guest's load: a nested guest under emulation cannot do as much as a plain one.
+    pub fn load_pps(&self, host: &Host) -> u32 {
+        let default = if host.pool == "sriov" { 200 } else { 400 };
+        self.load_pps.unwrap_or(default)
+    }
 }
 
 impl Strategy {

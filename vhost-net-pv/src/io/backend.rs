@@ -11,9 +11,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use flexvf_protocol::MacAddr;
-use flexvf_protocol::stats_page::Direction;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use tracing::{info, warn};
+use tracing::{debug, warn};
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
@@ -23,47 +21,22 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{
     Error as VhostError, GpuBackend, Result as VhostResult, VhostUserBackendReqHandlerMut,
 };
-use vm_memory::{GuestAddress, GuestRegionCollection};
 
 use super::netdev::set_nonblocking;
-use super::worker::{Order, RingSetup, WorkerHandle};
+use super::order::{Order, WorkerHandle};
+use super::regions::{MAX_REGIONS, Regions};
+use super::ring_state::{RingState, check_kick, place};
 use crate::logic::features::{Negotiated, protocol_features};
-use crate::logic::memory::Region;
-use crate::logic::ring::{Layout, MAX_RING_SIZE};
-
-/// Memory regions that a front-end may share; QEMU uses a handful, and one per hot-plugged DIMM.
-const MAX_REGIONS: usize = 256;
+use crate::logic::ring::MAX_RING_SIZE;
 
 /// The device of one process, as its front-end has configured it.
 pub(super) struct Backend {
     workers: Arc<[WorkerHandle]>,
     offered: u64,
     accepted: u64,
-    regions: Vec<Mapped>,
+    regions: Regions,
     rings: Vec<RingState>,
     set_mtu: Box<dyn FnMut(u16) -> io::Result<()> + Send>,
-}
-
-/// A memory region of the front-end's.
-struct Mapped {
-    /// Where the front-end sees it, which is how it names ring addresses.
-    user_address: u64,
-    guest_address: u64,
-    bytes: u64,
-    region: Arc<Region>,
-}
-
-/// What is known about a ring.
-#[derive(Default)]
-struct RingState {
-    size: u16,
-    base: u16,
-    /// Descriptors, available ring, used ring, as guest addresses.
-    addresses: Option<[u64; 3]>,
-    kick: Option<Arc<File>>,
-    call: Option<Arc<File>>,
-    enabled: bool,
-    started: bool,
 }
 
 impl Backend {
@@ -80,7 +53,7 @@ impl Backend {
             workers,
             offered,
             accepted: 0,
-            regions: Vec::new(),
+            regions: Regions::default(),
             rings,
             set_mtu,
         }
@@ -118,7 +91,7 @@ impl Backend {
                 warn!(pair, %error, "reset failed");
             }
         }
-        self.regions.clear();
+        self.regions = Regions::default();
         self.rings.fill_with(RingState::default);
         self.accepted = 0;
     }
@@ -143,21 +116,8 @@ impl Backend {
     fn start(&mut self, ring: usize) -> VhostResult<()> {
         let (_, direction) = place(ring);
         let state = self.ring(ring)?;
-        let (Some([descriptors, available, used]), Some(kick)) = (state.addresses, &state.kick)
-        else {
+        let Some(setup) = state.setup() else {
             return Ok(());
-        };
-        let setup = RingSetup {
-            layout: Layout {
-                size: state.size,
-                descriptors,
-                available,
-                used,
-            },
-            next_available: state.base,
-            enabled: state.enabled,
-            kick: Arc::clone(kick),
-            call: state.call.clone(),
         };
         state.started = true;
         self.order(ring, Order::Start(direction, setup)).map(drop)
@@ -174,38 +134,9 @@ impl Backend {
         Ok(base)
     }
 
-    fn guest_address(&self, user_address: u64) -> VhostResult<u64> {
-        self.regions
-            .iter()
-            .find_map(|mapped| {
-                let offset = user_address.checked_sub(mapped.user_address)?;
-                (offset < mapped.bytes).then(|| mapped.guest_address.checked_add(offset))?
-            })
-            .ok_or(VhostError::InvalidParam)
-    }
-
-    fn map(region: &VhostUserMemoryRegion, file: File) -> VhostResult<Mapped> {
-        let mapping = region.mmap_region(file)?;
-        let guest_address = GuestAddress(region.guest_phys_addr);
-        let mapped = Region::new(mapping, guest_address).ok_or(VhostError::InvalidParam)?;
-        Ok(Mapped {
-            user_address: region.user_addr,
-            guest_address: region.guest_phys_addr,
-            bytes: region.memory_size,
-            region: Arc::new(mapped),
-        })
-    }
-
     /// Makes `regions` the guest's memory, for the workers first.
-    fn use_regions(&mut self, mut regions: Vec<Mapped>) -> VhostResult<()> {
-        regions.sort_by_key(|mapped| mapped.guest_address);
-        let parts = regions.iter().map(|m| Arc::clone(&m.region)).collect();
-        let memory = match regions.is_empty() {
-            true => GuestRegionCollection::new(),
-            false => GuestRegionCollection::from_arc_regions(parts)
-                .map_err(|error| VhostError::ReqHandlerError(io::Error::other(error)))?,
-        };
-        let memory = Arc::new(memory);
+    fn use_regions(&mut self, regions: Regions) -> VhostResult<()> {
+        let memory = Arc::new(regions.memory()?);
         self.order_all(|| Order::Memory(Arc::clone(&memory)))?;
         self.regions = regions;
         Ok(())
@@ -239,7 +170,7 @@ impl VhostUserBackendReqHandlerMut for Backend {
             return Err(VhostError::InvalidParam);
         }
         if features != self.accepted {
-            info!(
+            debug!(
                 features = format_args!("{features:#x}"),
                 "features accepted"
             );
@@ -260,9 +191,10 @@ impl VhostUserBackendReqHandlerMut for Backend {
         files: Vec<File>,
         _postcopy_listening: Option<bool>,
     ) -> VhostResult<Option<Vec<u64>>> {
-        let pairs = regions.iter().zip(files);
-        let mapped = pairs.map(|(region, file)| Self::map(region, file));
-        let mapped = mapped.collect::<VhostResult<Vec<_>>>()?;
+        let mut mapped = Regions::default();
+        for (region, file) in regions.iter().zip(files) {
+            mapped.add(region, file)?;
+        }
         self.use_regions(mapped)?;
         Ok(None)
     }
@@ -287,9 +219,9 @@ impl VhostUserBackendReqHandlerMut for Backend {
     ) -> VhostResult<()> {
         let ring = index as usize;
         let addresses = [
-            self.guest_address(descriptor)?,
-            self.guest_address(available)?,
-            self.guest_address(used)?,
+            self.regions.guest_address(descriptor)?,
+            self.regions.guest_address(available)?,
+            self.regions.guest_address(used)?,
         ];
         let state = self.ring(ring)?;
         let moved = state.addresses.replace(addresses) != Some(addresses);
@@ -371,22 +303,15 @@ impl VhostUserBackendReqHandlerMut for Backend {
         file: File,
         _postcopy_listening: Option<bool>,
     ) -> VhostResult<Option<u64>> {
-        if self.regions.len() >= MAX_REGIONS {
-            return Err(VhostError::InvalidParam);
-        }
-        let mut regions = std::mem::take(&mut self.regions);
-        regions.push(Self::map(region, file)?);
+        let mut regions = self.regions.clone();
+        regions.add(region, file)?;
         self.use_regions(regions)?;
         Ok(None)
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> VhostResult<()> {
-        let mut regions = std::mem::take(&mut self.regions);
-        let before = regions.len();
-        regions.retain(|mapped| mapped.guest_address != region.guest_phys_addr);
-        if regions.len() == before {
-            return Err(VhostError::InvalidParam);
-        }
+        let mut regions = self.regions.clone();
+        regions.remove(region)?;
         self.use_regions(regions)
     }
 
@@ -453,20 +378,4 @@ impl VhostUserBackendReqHandlerMut for Backend {
 
 fn not_offered<T>() -> VhostResult<T> {
     Err(VhostError::InvalidOperation("not offered"))
-}
-
-/// Queue pair and direction of a ring: even ones are receive queues (virtio 1.x, section 5.1.2).
-const fn place(ring: usize) -> (usize, Direction) {
-    let direction = match ring.is_multiple_of(2) {
-        true => Direction::Rx,
-        false => Direction::Tx,
-    };
-    (ring / 2, direction)
-}
-
-/// A kick must be something that can be waited for; a plain file cannot.
-fn check_kick(file: File) -> io::Result<File> {
-    let event = EpollEvent::new(EpollFlags::EPOLLIN, 0);
-    Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?.add(file.as_fd(), event)?;
-    Ok(file)
 }

@@ -3,7 +3,10 @@
 mod backend;
 pub mod gate;
 pub mod netdev;
+mod order;
 pub mod port;
+mod regions;
+mod ring_state;
 mod rx;
 pub mod server;
 pub mod stats;

@@ -17,14 +17,14 @@ pub enum NetdevError {
     #[error("there is no interface {0}")]
     Missing(String),
     /// The kernel refuses the change.
-    #[error("cannot {action} {interface}: {source}")]
+    #[error("cannot {action} {interface}: {cause}")]
     Refused {
         /// What was to be done.
         action: &'static str,
         /// To which interface.
         interface: String,
         /// The kernel's words.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -110,9 +110,9 @@ pub(super) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 fn refused(action: &'static str, interface: &str) -> impl FnOnce(io::Error) -> NetdevError {
     let interface = interface.to_owned();
-    move |source| NetdevError::Refused {
+    move |cause| NetdevError::Refused {
         action,
         interface,
-        source,
+        cause,
     }
 }

@@ -17,9 +17,9 @@ use tracing::{info, warn};
 
 use super::backend::Backend;
 use super::gate::{Connection, End};
+use super::order::WorkerHandle;
 use super::port::Port;
 use super::stats::StatsPage;
-use super::worker::WorkerHandle;
 use crate::logic::features::{self, Offloads};
 
 /// Pause between two attempts to connect to a front-end that listens.
@@ -35,12 +35,12 @@ pub enum SocketError {
     #[error("{0} exists and is not a socket; remove it or choose another path")]
     NotASocket(PathBuf),
     /// The system refuses.
-    #[error("socket {path}: {source}")]
+    #[error("socket {path}: {cause}")]
     System {
         /// Path of the socket.
         path: PathBuf,
         /// What went wrong.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -61,9 +61,9 @@ impl FrontEnds {
     /// # Errors
     /// [`SocketError`] when the path is taken or unusable.
     pub fn listen(path: &Path) -> Result<Self, SocketError> {
-        let failed = |source| SocketError::System {
+        let failed = |cause| SocketError::System {
             path: path.to_owned(),
-            source,
+            cause,
         };
         if let Ok(metadata) = fs::symlink_metadata(path) {
             if !metadata.file_type().is_socket() {

@@ -24,12 +24,12 @@ use crate::logic::counters::RingCounters;
 #[derive(Debug, thiserror::Error)]
 pub enum StatsError {
     /// The file cannot be made, read or mapped.
-    #[error("stats page {path}: {source}")]
+    #[error("stats page {path}: {cause}")]
     File {
         /// Path of the file.
         path: PathBuf,
         /// What went wrong.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Another backend writes it.
     #[error("stats page {0} is in use by another backend; give each NIC a file of its own")]
@@ -56,7 +56,7 @@ impl StatsPage {
         check_pairs(queue_pairs)?;
         let map = MmapRegion::new(page_bytes(queue_pairs)).map_err(|error| StatsError::File {
             path: PathBuf::from("(memory)"),
-            source: io::Error::other(error),
+            cause: io::Error::other(error),
         })?;
         let page = Self {
             map: Arc::new(map),
@@ -74,9 +74,9 @@ impl StatsPage {
     /// [`StatsError`] when the file cannot be had, or another backend has it.
     pub fn open(path: &Path, queue_pairs: usize) -> Result<Self, StatsError> {
         check_pairs(queue_pairs)?;
-        let failed = |source| StatsError::File {
+        let failed = |cause| StatsError::File {
             path: path.to_owned(),
-            source,
+            cause,
         };
         let file = OpenOptions::new()
             .read(true)

@@ -5,21 +5,19 @@
 //! (new memory, a ring started or stopped) ends the current session; the next one resolves
 //! everything anew. Orders are answered once they are in force.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::time::Instant;
 
-use flexvf_protocol::MacAddr;
 use flexvf_protocol::stats_page::{Counter, Direction};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 use tracing::{debug, warn};
 
+use super::order::{Order, RingSetup};
 use super::port::{Batch, Port};
 use super::rx::{RxPump, RxState};
 use super::stats::{RingBlock, StatsPage};
@@ -28,95 +26,12 @@ use crate::logic::counters::RingCounters;
 use crate::logic::features::Negotiated;
 use crate::logic::memory::Memory;
 use crate::logic::rarp;
-use crate::logic::ring::{Layout, Position, Ring};
-
-/// A worker answers after the batch at hand; this long means that it is stuck.
-const ORDER_DEADLINE: Duration = Duration::from_secs(5);
+use crate::logic::ring::{Position, Ring};
 
 const WAKE: u64 = 0;
 const RX_KICK: u64 = 1;
 const TX_KICK: u64 = 2;
 const PORT: u64 = 3;
-
-/// A ring to serve.
-#[derive(Debug)]
-pub(super) struct RingSetup {
-    pub(super) layout: Layout,
-    pub(super) next_available: u16,
-    pub(super) enabled: bool,
-    pub(super) kick: Arc<File>,
-    pub(super) call: Option<Arc<File>>,
-}
-
-/// What a worker is told to do.
-#[derive(Debug)]
-pub(super) enum Order {
-    Memory(Arc<Memory>),
-    Features(Negotiated),
-    Start(Direction, RingSetup),
-    Enable(Direction, bool),
-    Call(Direction, Option<Arc<File>>),
-    /// Stop a ring; the answer is its next available index.
-    Stop(Direction),
-    /// Send an announcement for the guest.
-    Announce(MacAddr),
-    /// Forget rings and memory: the front-end is gone.
-    Reset,
-    Quit,
-}
-
-/// A worker did not do as told.
-#[derive(Debug, thiserror::Error)]
-#[error("worker of queue pair {0} is gone or stuck")]
-pub(super) struct WorkerLost(usize);
-
-/// The other threads' end of a worker.
-#[derive(Debug)]
-pub(super) struct WorkerHandle {
-    pair: usize,
-    orders: Sender<(Order, SyncSender<u16>)>,
-    wake: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl WorkerHandle {
-    /// Starts the thread of a queue pair.
-    pub(super) fn spawn(pair: usize, port: Box<dyn Port>, page: &StatsPage) -> io::Result<Self> {
-        let wake = Arc::new(EventFd::from_flags(
-            EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC,
-        )?);
-        let (orders, inbox) = channel();
-        let worker = Worker::new(pair, port, page, inbox, Arc::clone(&wake))?;
-        let thread = std::thread::Builder::new()
-            .name(format!("queue-{pair}"))
-            .spawn(move || worker.run())?;
-        Ok(Self {
-            pair,
-            orders,
-            wake,
-            thread: Some(thread),
-        })
-    }
-
-    /// Gives an order and waits until it is in force.
-    pub(super) fn order(&self, order: Order) -> Result<u16, WorkerLost> {
-        let (done, answer) = sync_channel(1);
-        let lost = || WorkerLost(self.pair);
-        self.orders.send((order, done)).map_err(|_| lost())?;
-        self.wake.write(1).map_err(|_| lost())?;
-        answer.recv_timeout(ORDER_DEADLINE).map_err(|_| lost())
-    }
-}
-
-impl Drop for WorkerHandle {
-    fn drop(&mut self) {
-        if self.order(Order::Quit).is_ok()
-            && let Some(thread) = self.thread.take()
-        {
-            let _ = thread.join();
-        }
-    }
-}
 
 /// A ring that was started, and how far it is.
 struct Served {
@@ -133,7 +48,7 @@ struct Lane {
     block: RingBlock,
 }
 
-struct Worker {
+pub(super) struct Worker {
     pair: usize,
     port: Box<dyn Port>,
     epoll: Epoll,
@@ -147,7 +62,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(
+    pub(super) fn new(
         pair: usize,
         port: Box<dyn Port>,
         page: &StatsPage,
@@ -173,7 +88,7 @@ impl Worker {
         })
     }
 
-    fn run(mut self) {
+    pub(super) fn run(mut self) {
         self.take_part();
         loop {
             let memory = self.memory.clone();

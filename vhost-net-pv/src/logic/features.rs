@@ -43,7 +43,11 @@ impl Offloads {
     }
 }
 
-/// The protocol features offered. LOG_SHMFD and INFLIGHT_SHMFD are not: see the crate's README.
+/// The protocol features offered.
+///
+/// Not LOG_SHMFD: dirty pages are not marked yet, and QEMU then refuses to migrate, rightly. Not
+/// INFLIGHT_SHMFD: chains are returned in order and before the next turn, so that after a crash the
+/// used index in guest memory says all that the in-flight record would.
 pub fn protocol_features() -> VhostUserProtocolFeatures {
     VhostUserProtocolFeatures::MQ
         | VhostUserProtocolFeatures::REPLY_ACK

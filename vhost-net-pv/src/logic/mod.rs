@@ -1,5 +1,6 @@
 //! What the backend decides: features, headers, rings, counting, gate. No I/O, no clock.
 
+pub mod chain;
 pub mod counters;
 pub mod features;
 pub mod gate;
@@ -9,4 +10,8 @@ pub mod rarp;
 pub mod ring;
 
 #[cfg(test)]
+#[allow(
+    dead_code,
+    reason = "shared with the tests over a socket, which use the rest of it"
+)]
 pub(crate) mod testing;

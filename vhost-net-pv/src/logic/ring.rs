@@ -8,18 +8,14 @@
 
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use virtio_bindings::virtio_ring::{
-    VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_USED_F_NO_NOTIFY,
-};
+use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryRegion, VolatileArrayRef, VolatileMemory,
-};
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileArrayRef, VolatileMemory};
 
-use super::memory::{GuestSlice, Memory};
+use super::chain;
+pub use super::chain::{Access, MAX_PIECES, Malformed};
+use super::memory::{GuestSlice, Memory, Region};
 
-/// Most pieces a chain may have: a `readv` takes 1024 and two of them are ours.
-pub const MAX_PIECES: usize = 1022;
 /// Largest ring that is accepted, as in QEMU.
 pub const MAX_RING_SIZE: u16 = 1024;
 
@@ -27,7 +23,6 @@ const AVAIL_IDX: u64 = 2;
 const AVAIL_RING: u64 = 4;
 const USED_IDX: u64 = 2;
 const USED_RING: u64 = 4;
-const DESCRIPTOR_BYTES: usize = size_of::<Descriptor>();
 
 /// Where a ring lies in guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,15 +46,6 @@ pub struct Position {
     pub next_used: u16,
 }
 
-/// Who writes into a chain's buffers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// The device reads them: frames from the guest.
-    DeviceReads,
-    /// The device writes them: buffers for frames to the guest.
-    DeviceWrites,
-}
-
 /// Why a ring cannot be used at all.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadLayout {
@@ -74,38 +60,6 @@ pub enum BadLayout {
         /// Its guest address.
         address: u64,
     },
-}
-
-/// How a descriptor chain breaks the specification.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
-    /// A head or `next` beyond the table.
-    #[error("descriptor index out of range")]
-    Index,
-    /// More descriptors than the table has: a loop.
-    #[error("descriptor chain loops")]
-    Loop,
-    /// More pieces than any frame needs.
-    #[error("descriptor chain too long")]
-    TooLong,
-    /// A table inside an indirect table, or an indirect descriptor with a `next`.
-    #[error("nested or chained indirect table")]
-    Indirect,
-    /// An indirect table that is empty, cut, or outside guest memory.
-    #[error("indirect table is unusable")]
-    IndirectTable,
-    /// A buffer of no bytes.
-    #[error("buffer of length zero")]
-    Empty,
-    /// A writable buffer where the device reads, or the reverse.
-    #[error("buffer of the wrong direction")]
-    Direction,
-    /// A buffer outside guest memory.
-    #[error("buffer outside guest memory")]
-    OutOfMemory,
-    /// A chain with no room for anything behind the virtio-net header.
-    #[error("chain too short for a header and a frame")]
-    TooShort,
 }
 
 /// The guest moved the available index by more than the ring holds.
@@ -219,49 +173,7 @@ impl<'m> Ring<'m> {
         access: Access,
         pieces: &mut Vec<GuestSlice<'m>>,
     ) -> Result<usize, Malformed> {
-        let mut chain = Chain {
-            memory: self.memory,
-            access,
-            before: pieces.len(),
-            pieces,
-            bytes: 0,
-        };
-        match self.walk_chain(head, &mut chain) {
-            Ok(()) => Ok(chain.bytes),
-            Err(malformed) => {
-                let before = chain.before;
-                pieces.truncate(before);
-                Err(malformed)
-            }
-        }
-    }
-
-    fn walk_chain(&self, head: u16, chain: &mut Chain<'_, 'm>) -> Result<(), Malformed> {
-        let Some(indirect) = chain.follow(&self.descriptors, head)? else {
-            return Ok(());
-        };
-        let table = self.indirect_table(&indirect)?;
-        match chain.follow(&table, 0)? {
-            None => Ok(()),
-            Some(_) => Err(Malformed::Indirect),
-        }
-    }
-
-    fn indirect_table(
-        &self,
-        descriptor: &Descriptor,
-    ) -> Result<VolatileArrayRef<'m, Descriptor>, Malformed> {
-        let bytes = descriptor.len() as usize;
-        let count = bytes / DESCRIPTOR_BYTES;
-        if !bytes.is_multiple_of(DESCRIPTOR_BYTES) || count == 0 {
-            return Err(Malformed::IndirectTable);
-        }
-        if count > MAX_PIECES {
-            return Err(Malformed::TooLong);
-        }
-        Part::new(self.memory, "indirect table", descriptor.addr().0, 1)
-            .and_then(|part| part.array(0, count))
-            .map_err(|_| Malformed::IndirectTable)
+        chain::walk(self.memory, &self.descriptors, head, access, pieces)
     }
 
     /// Takes `count` chains off the available ring.
@@ -330,78 +242,9 @@ impl<'m> Ring<'m> {
     }
 }
 
-/// A walk in progress.
-struct Chain<'p, 'm> {
-    memory: &'m Memory,
-    access: Access,
-    before: usize,
-    pieces: &'p mut Vec<GuestSlice<'m>>,
-    bytes: usize,
-}
-
-impl<'m> Chain<'_, 'm> {
-    /// Follows one table to the chain's end, or to an indirect descriptor, which it returns.
-    fn follow(
-        &mut self,
-        table: &VolatileArrayRef<'m, Descriptor>,
-        head: u16,
-    ) -> Result<Option<Descriptor>, Malformed> {
-        let mut index = usize::from(head);
-        for _ in 0..table.len() {
-            if index >= table.len() {
-                return Err(Malformed::Index);
-            }
-            let descriptor = table.load(index);
-            if u32::from(descriptor.flags()) & VRING_DESC_F_INDIRECT != 0 {
-                return match descriptor.has_next() {
-                    true => Err(Malformed::Indirect),
-                    false => Ok(Some(descriptor)),
-                };
-            }
-            self.buffer(&descriptor)?;
-            if !descriptor.has_next() {
-                return Ok(None);
-            }
-            index = usize::from(descriptor.next());
-        }
-        Err(Malformed::Loop)
-    }
-
-    fn buffer(&mut self, descriptor: &Descriptor) -> Result<(), Malformed> {
-        let length = descriptor.len() as usize;
-        if length == 0 {
-            return Err(Malformed::Empty);
-        }
-        if descriptor.is_write_only() != (self.access == Access::DeviceWrites) {
-            return Err(Malformed::Direction);
-        }
-        self.bytes = self.bytes.saturating_add(length);
-        let (region, offset) = self
-            .memory
-            .to_region_addr(descriptor.addr())
-            .ok_or(Malformed::OutOfMemory)?;
-        match GuestMemoryRegion::get_slice(region, offset, length) {
-            Ok(slice) => self.pieces.push(slice),
-            Err(_) => self.across_regions(descriptor.addr(), length)?,
-        }
-        if self.pieces.len() - self.before > MAX_PIECES {
-            return Err(Malformed::TooLong);
-        }
-        Ok(())
-    }
-
-    /// A buffer may cross from one memory region into its neighbour.
-    fn across_regions(&mut self, address: GuestAddress, length: usize) -> Result<(), Malformed> {
-        for slice in GuestMemoryBackend::get_slices(self.memory, address, length) {
-            self.pieces.push(slice.map_err(|_| Malformed::OutOfMemory)?);
-        }
-        Ok(())
-    }
-}
-
 /// One of a ring's three parts; each must lie in one region, as one object of the guest's.
 struct Part<'m> {
-    region: &'m super::memory::Region,
+    region: &'m Region,
     offset: u64,
     name: &'static str,
     address: u64,

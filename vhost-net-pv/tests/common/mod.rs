@@ -1,4 +1,9 @@
 //! A small vhost-user front-end that speaks as QEMU 10 does, for tests over a real socket.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 #![allow(dead_code, reason = "each test program uses its part of it")]
 
 use std::io::{self, IoSlice, Read};

@@ -211,10 +211,10 @@ impl<'de> Deserialize<'de> for Steps {
     }
 }
 
-/// The daemon's steps, first those to the VF, then those back.
-const STEPS: [&str; 11] = [
-    "prepare", "plug", "join", "activate", "forward", "restore", "return", "drain", "release",
-    "unplug", "sanitise",
+/// The daemon's steps: those to the VF, then those back, which begin with `overlap` too.
+const STEPS: [&str; 10] = [
+    "prepare", "plug", "join", "overlap", "activate", "forward", "drain", "release", "unplug",
+    "sanitise",
 ];
 
 #[cfg(test)]

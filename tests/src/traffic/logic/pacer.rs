@@ -105,7 +105,7 @@ mod tests {
             let last_us = now_us - now_us % GRID_US;
             prop_assert_eq!(sent, last_us * u64::from(pps) / 1_000_000 + 1);
             let next_us = pacer.next_due_us().unwrap();
-            prop_assert!(next_us >= last_us && next_us % GRID_US == 0);
+            prop_assert!(next_us >= last_us && next_us.is_multiple_of(GRID_US));
         }
     }
 }

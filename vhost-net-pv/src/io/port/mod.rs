@@ -17,7 +17,7 @@ mod tap;
 
 pub use loopback::Loopback;
 pub use null::Null;
-pub use tap::{Tap, TapOptions};
+pub use tap::{Tap, TapError, TapOptions};
 
 /// Largest frame: 64 KiB of IP packet, an Ethernet header, two VLAN tags.
 pub const MAX_FRAME: usize = 65_535 + 14 + 8;

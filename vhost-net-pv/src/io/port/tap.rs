@@ -26,25 +26,25 @@ const TUN_F_USO: u32 = 0x20 | 0x40;
 pub enum TapError {
     /// `/dev/net/tun` cannot be opened.
     #[error("cannot open {TUN_DEVICE}: {0}; is the tun module there, and are you root?")]
-    Device(#[source] io::Error),
+    Device(io::Error),
     /// The kernel does not let us have the interface.
-    #[error("cannot attach to TAP {name}: {source}{}", hint(.source))]
+    #[error("cannot attach to TAP {name}: {cause}{}", hint(.cause))]
     Attach {
         /// Name of the interface.
         name: String,
         /// The kernel's words.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A descriptor given is no TAP, or one of the wrong kind.
     #[error("descriptor given as TAP is not one with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR")]
     Kind,
     /// The interface cannot be set up.
-    #[error("cannot set up TAP {name}: {source}")]
+    #[error("cannot set up TAP {name}: {cause}")]
     SetUp {
         /// Name of the interface.
         name: String,
         /// The kernel's words.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -87,8 +87,8 @@ impl Tap {
         let mut multi_queue = options.queues > 1;
         let first = match Self::attach(&options.name, multi_queue) {
             // A TAP that was made with multi_queue takes no single-queue user, even for one queue.
-            Err(TapError::Attach { source, .. })
-                if !multi_queue && source.raw_os_error() == Some(libc::EINVAL) =>
+            Err(TapError::Attach { cause, .. })
+                if !multi_queue && cause.raw_os_error() == Some(libc::EINVAL) =>
             {
                 multi_queue = true;
                 Self::attach(&options.name, true)?
@@ -114,10 +114,10 @@ impl Tap {
         } else {
             0
         };
-        sys::tun_attach(file.as_fd(), name, NEEDED_FLAGS | extra).map_err(|source| {
+        sys::tun_attach(file.as_fd(), name, NEEDED_FLAGS | extra).map_err(|cause| {
             TapError::Attach {
                 name: name.to_owned(),
-                source,
+                cause,
             }
         })?;
         Self::set_up(file, name.to_owned(), multi_queue)
@@ -134,9 +134,9 @@ impl Tap {
         if flags & NEEDED_FLAGS != NEEDED_FLAGS {
             return Err(TapError::Kind);
         }
-        netdev::set_nonblocking(file.as_fd()).map_err(|source| TapError::SetUp {
+        netdev::set_nonblocking(file.as_fd()).map_err(|cause| TapError::SetUp {
             name: name.clone(),
-            source,
+            cause,
         })?;
         Self::set_up(file, name, flags & libc::IFF_MULTI_QUEUE != 0)
     }
@@ -149,7 +149,7 @@ impl Tap {
                 multi_queue,
                 active: true,
             }),
-            Err(source) => Err(TapError::SetUp { name, source }),
+            Err(cause) => Err(TapError::SetUp { name, cause }),
         }
     }
 

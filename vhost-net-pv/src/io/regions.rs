@@ -1,0 +1,146 @@
+//! The guest's memory, region by region, as the front-end shares it.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use vhost::vhost_user::message::VhostUserMemoryRegion;
+use vhost::vhost_user::{Error as VhostError, Result as VhostResult};
+use vm_memory::{GuestAddress, GuestRegionCollection};
+
+use crate::logic::memory::{Memory, Region};
+
+/// Memory regions that a front-end may share; QEMU uses a handful, and one per hot-plugged DIMM.
+pub(super) const MAX_REGIONS: usize = 256;
+
+/// All regions of a guest. A clone shares the mappings.
+#[derive(Clone, Default)]
+pub(super) struct Regions(Vec<Mapped>);
+
+#[derive(Clone)]
+struct Mapped {
+    /// Where the front-end sees it, which is how it names ring addresses.
+    user_address: u64,
+    guest_address: u64,
+    bytes: u64,
+    region: Arc<Region>,
+}
+
+impl Regions {
+    /// Maps one more region.
+    pub(super) fn add(&mut self, region: &VhostUserMemoryRegion, file: File) -> VhostResult<()> {
+        if self.0.len() >= MAX_REGIONS {
+            return Err(VhostError::InvalidParam);
+        }
+        check_length(region, &file)?;
+        let mapping = region.mmap_region(file)?;
+        let guest_address = GuestAddress(region.guest_phys_addr);
+        let mapped = Region::new(mapping, guest_address).ok_or(VhostError::InvalidParam)?;
+        self.0.push(Mapped {
+            user_address: region.user_addr,
+            guest_address: region.guest_phys_addr,
+            bytes: region.memory_size,
+            region: Arc::new(mapped),
+        });
+        Ok(())
+    }
+
+    /// Gives up the region that starts where this one does.
+    pub(super) fn remove(&mut self, region: &VhostUserMemoryRegion) -> VhostResult<()> {
+        let before = self.0.len();
+        self.0
+            .retain(|mapped| mapped.guest_address != region.guest_phys_addr);
+        match self.0.len() == before {
+            true => Err(VhostError::InvalidParam),
+            false => Ok(()),
+        }
+    }
+
+    /// The regions as one memory; refused where they overlap.
+    pub(super) fn memory(&self) -> VhostResult<Memory> {
+        if self.0.is_empty() {
+            return Ok(GuestRegionCollection::new());
+        }
+        let mut parts: Vec<_> = self.0.iter().collect();
+        parts.sort_by_key(|mapped| mapped.guest_address);
+        let parts = parts.into_iter().map(|m| Arc::clone(&m.region)).collect();
+        GuestRegionCollection::from_arc_regions(parts)
+            .map_err(|error| VhostError::ReqHandlerError(io::Error::other(error)))
+    }
+
+    /// The guest address of what the front-end sees at an address of its own.
+    pub(super) fn guest_address(&self, user_address: u64) -> VhostResult<u64> {
+        self.0
+            .iter()
+            .find_map(|mapped| {
+                let offset = user_address.checked_sub(mapped.user_address)?;
+                let inside = offset < mapped.bytes;
+                inside.then(|| mapped.guest_address.checked_add(offset))?
+            })
+            .ok_or(VhostError::InvalidParam)
+    }
+}
+
+/// A region beyond its file's end could be mapped, but not be touched without SIGBUS.
+///
+/// A file that is cut after this is not seen; memory that a front-end has sealed cannot be.
+fn check_length(region: &VhostUserMemoryRegion, file: &File) -> VhostResult<()> {
+    let metadata = file.metadata().map_err(VhostError::ReqHandlerError)?;
+    let end = region.mmap_offset.checked_add(region.memory_size);
+    // Devices, such as DAX memory, have no length.
+    match metadata.is_file() && end.is_none_or(|end| end > metadata.len()) {
+        true => Err(VhostError::InvalidParam),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::GuestMemoryBackend;
+
+    const BYTES: u64 = 1 << 16;
+
+    fn add(regions: &mut Regions, guest: u64, user: u64) -> VhostResult<()> {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(BYTES).unwrap();
+        regions.add(&VhostUserMemoryRegion::new(guest, BYTES, user, 0), file)
+    }
+
+    #[test]
+    fn addresses_of_the_front_end_are_found_in_their_region() {
+        let mut regions = Regions::default();
+        add(&mut regions, 0x10_0000, 0x7000_0000).unwrap();
+        add(&mut regions, 0, u64::MAX - BYTES).unwrap();
+        assert_eq!(regions.guest_address(0x7000_0010).unwrap(), 0x10_0010);
+        assert_eq!(regions.guest_address(u64::MAX - 1).unwrap(), BYTES - 1);
+        assert!(regions.guest_address(0x7000_0000 + BYTES).is_err());
+        assert!(regions.guest_address(0).is_err());
+    }
+
+    #[test]
+    fn overlapping_regions_are_no_memory() {
+        let mut regions = Regions::default();
+        add(&mut regions, 0x1_0000, 0).unwrap();
+        add(&mut regions, 0x1_8000, 0x10_0000).unwrap();
+        assert!(regions.memory().is_err());
+    }
+
+    #[test]
+    fn a_region_longer_than_its_file_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(100).unwrap();
+        let region = VhostUserMemoryRegion::new(0, BYTES, 0, 0);
+        assert!(Regions::default().add(&region, file).is_err());
+    }
+
+    #[test]
+    fn regions_are_bounded_in_number() {
+        let mut regions = Regions::default();
+        for count in 0..MAX_REGIONS as u64 {
+            add(&mut regions, count * BYTES, count * BYTES).unwrap();
+        }
+        assert!(add(&mut regions, 1 << 40, 1 << 40).is_err());
+        assert_eq!(regions.memory().unwrap().iter().count(), MAX_REGIONS);
+    }
+}

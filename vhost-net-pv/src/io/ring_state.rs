@@ -1,0 +1,60 @@
+//! What the front-end has said about one ring.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use flexvf_protocol::stats_page::Direction;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+
+use super::order::RingSetup;
+use crate::logic::ring::Layout;
+
+/// What is known about a ring.
+#[derive(Default)]
+pub(super) struct RingState {
+    pub(super) size: u16,
+    pub(super) base: u16,
+    /// Descriptors, available ring, used ring, as guest addresses.
+    pub(super) addresses: Option<[u64; 3]>,
+    pub(super) kick: Option<Arc<File>>,
+    pub(super) call: Option<Arc<File>>,
+    pub(super) enabled: bool,
+    pub(super) started: bool,
+}
+
+impl RingState {
+    /// All that a worker needs, once it is known.
+    pub(super) fn setup(&self) -> Option<RingSetup> {
+        let [descriptors, available, used] = self.addresses?;
+        Some(RingSetup {
+            layout: Layout {
+                size: self.size,
+                descriptors,
+                available,
+                used,
+            },
+            next_available: self.base,
+            enabled: self.enabled,
+            kick: Arc::clone(self.kick.as_ref()?),
+            call: self.call.clone(),
+        })
+    }
+}
+
+/// Queue pair and direction of a ring: even ones are receive queues (virtio 1.x, section 5.1.2).
+pub(super) const fn place(ring: usize) -> (usize, Direction) {
+    let direction = match ring.is_multiple_of(2) {
+        true => Direction::Rx,
+        false => Direction::Tx,
+    };
+    (ring / 2, direction)
+}
+
+/// A kick must be something that can be waited for; a plain file cannot.
+pub(super) fn check_kick(file: File) -> io::Result<File> {
+    let event = EpollEvent::new(EpollFlags::EPOLLIN, 0);
+    Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?.add(file.as_fd(), event)?;
+    Ok(file)
+}
