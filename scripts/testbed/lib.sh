@@ -183,7 +183,8 @@ leave_out_folder() {
 
 # A temporary folder goes when all went well; else its name is told.
 release_out_folder() {
-  if [[ $1 -ne 0 ]]; then
+  rm -f "$FLEXVF_GUEST_INITRD"
+  if [[ $1 -ne 0 && -n $(ls "$FLEXVF_OUT") ]]; then
     step "ended with status $1; logs are in $FLEXVF_OUT"
   elif [[ $OUT_IS_OURS == yes ]]; then
     rm -rf "$FLEXVF_OUT"

@@ -151,8 +151,8 @@ impl Host {
     ///
     /// A PF whose VFs are up hands on only what its filters name, so it holds the guest's address
     /// while the guest is on PV; the VF's own filter follows the bond. An emulated VF's bridge has a
-    /// static entry, and floods without one: its ports learn nothing, or one frame from the guest would
-    /// decide.
+    /// static entry, and floods without one. Either way the bridge learns nothing at these ports, or
+    /// one frame from the guest would decide.
     pub(super) async fn forward(
         &self,
         vm: &VmConfig,
@@ -160,33 +160,58 @@ impl Host {
         target: Target,
     ) -> Result<(), HostError> {
         let pv = vm.pv_interface.as_deref();
-        match (&self.pool(vm)?.kind, target) {
-            (PoolKind::Sriov(sriov), Target::Only(Path::Vf)) => {
-                self.netlink.filter_remove(&sriov.pf, vm.mac).await?
+        match &self.pool(vm)?.kind {
+            PoolKind::Sriov(sriov) => self.forward_sriov(&sriov.pf, pv, vm.mac, target).await,
+            PoolKind::Emulated(_) => {
+                self.forward_emulated(pv, vf.map(VfId::as_str), vm.mac, target)
+                    .await
             }
-            (PoolKind::Sriov(sriov), Target::Both | Target::Only(Path::Pv)) => {
-                self.netlink.filter_add(&sriov.pf, vm.mac).await?;
-                if let Some(port) = pv {
-                    self.netlink.bridge_point(port, vm.mac).await?;
-                }
+        }
+    }
+
+    async fn forward_sriov(
+        &self,
+        pf: &str,
+        pv: Option<&str>,
+        mac: MacAddr,
+        target: Target,
+    ) -> Result<(), HostError> {
+        if target == Target::Only(Path::Vf) {
+            // The bridge would give its entry to the PF as a filter.
+            if let Some(port) = pv {
+                self.netlink.bridge_unpoint(port, mac).await?;
             }
-            (PoolKind::Emulated(_), target) => {
-                let vf = vf.map(VfId::as_str);
-                let only = match target {
-                    Target::Only(Path::Vf) => vf,
-                    Target::Only(Path::Pv) => pv,
-                    Target::Both => None,
-                };
-                for port in [pv, vf].into_iter().flatten() {
-                    self.netlink.bridge_learning(port, false).await?;
-                    if only.is_none() {
-                        self.netlink.bridge_unpoint(port, vm.mac).await?;
-                    }
-                }
-                if let Some(port) = only {
-                    self.netlink.bridge_point(port, vm.mac).await?;
-                }
+            return Ok(self.netlink.filter_remove(pf, mac).await?);
+        }
+        self.netlink.filter_add(pf, mac).await?;
+        if let Some(port) = pv {
+            // A promiscuous PF costs every frame on the wire, and some NICs show them to VFs.
+            self.netlink.bridge_port(port, false, false).await?;
+            self.netlink.bridge_point(port, mac).await?;
+        }
+        Ok(())
+    }
+
+    async fn forward_emulated(
+        &self,
+        pv: Option<&str>,
+        vf: Option<&str>,
+        mac: MacAddr,
+        target: Target,
+    ) -> Result<(), HostError> {
+        let only = match target {
+            Target::Only(Path::Vf) => vf,
+            Target::Only(Path::Pv) => pv,
+            Target::Both => None,
+        };
+        for port in [pv, vf].into_iter().flatten() {
+            self.netlink.bridge_port(port, false, true).await?;
+            if only.is_none() {
+                self.netlink.bridge_unpoint(port, mac).await?;
             }
+        }
+        if let Some(port) = only {
+            self.netlink.bridge_point(port, mac).await?;
         }
         Ok(())
     }

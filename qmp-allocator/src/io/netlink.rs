@@ -277,14 +277,26 @@ impl Netlink {
             .await
     }
 
-    /// Whether a bridge learns addresses from what comes in at a port: `bridge link set dev PORT learning on|off`.
+    /// What a bridge does by itself at a port, learning addresses and flooding frames for unknown
+    /// ones: `bridge link set dev PORT learning on|off flood on|off`.
+    ///
+    /// A bridge whose only port with either is its uplink keeps that out of promiscuous mode and
+    /// gives it the static entries of the others as filters (`br_manage_promisc` in the kernel).
     ///
     /// # Errors
     /// [`NetlinkError`]; an interface that is no bridge's port is refused.
-    pub async fn bridge_learning(&self, port: &str, learns: bool) -> Result<(), NetlinkError> {
-        let what = format!("{port}: switching its bridge's learning");
+    pub async fn bridge_port(
+        &self,
+        port: &str,
+        learning: bool,
+        flood: bool,
+    ) -> Result<(), NetlinkError> {
+        let what = format!("{port}: setting its bridge's learning and flooding");
         let index = self.link(port).await?.index;
-        let change = LinkBridgePort::new(index).learning(learns).build();
+        let change = LinkBridgePort::new(index)
+            .learning(learning)
+            .flood(flood)
+            .build();
         let request = self.handle.link().set_port(change).execute();
         self.within(&what, request).await
     }

@@ -58,9 +58,9 @@ pub struct Options {
     /// Seconds until all guests must answer
     #[arg(long, default_value_t = 300)]
     pub boot_timeout: u64,
-    /// The script that starts a guest
-    #[arg(long, default_value = "scripts/launch-vm")]
-    pub launch_vm: PathBuf,
+    /// The script that starts a guest of the testbed
+    #[arg(long, default_value = "scripts/testbed/guest")]
+    pub guest_script: PathBuf,
     /// Write the result here
     #[arg(long)]
     pub json: Option<PathBuf>,

@@ -94,7 +94,7 @@ impl Stage {
             host.accel
         ));
         let launch = Launch {
-            script: options.launch_vm.clone(),
+            script: options.guest_script.clone(),
             memory_mib: options.memory,
         };
         for number in 1..=options.guests {

@@ -35,7 +35,7 @@ pub enum Command {
         /// Address to send from
         #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT)))]
         bind: SocketAddr,
-        /// A guest, NAME=ADDRESS[:PORT]; one option each
+        /// A guest, NAME=ADDRESS or NAME=ADDRESS:PORT; one option each
         #[arg(long = "guest", required = true)]
         guests: Vec<GuestAddress>,
     },

@@ -115,8 +115,8 @@ fn a_bridge_is_pointed_to_one_port_then_another_then_learns_again() {
             netlink.bridge_point("b", SHARED).await.unwrap();
             assert_eq!(entries(&netlink, SHARED).await, pointed(b.index));
         }
-        for learns in [false, false, true] {
-            netlink.bridge_learning("b", learns).await.unwrap();
+        for itself in [false, false, true] {
+            netlink.bridge_port("b", itself, !itself).await.unwrap();
         }
         // Another port's entry is not taken away.
         netlink.bridge_unpoint("a", SHARED).await.unwrap();

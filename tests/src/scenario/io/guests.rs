@@ -1,4 +1,4 @@
-//! Guests, each started by `launch-vm` as a person would.
+//! Guests, each started by the testbed's `guest`, which is `launch-vm` with the testbed's kernel.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -53,21 +53,9 @@ impl Guest {
         let qmp = host.run.join(format!("{vm}-second.sock"));
         let mut command = Command::new(&launch.script);
         command
-            .args(["--name", vm.as_str()])
+            .arg(vm.as_str())
+            .arg(format!("{address}/24"))
             .args(["--memory", &launch.memory_mib.to_string()])
-            .args(["--bridge", &host.bridge, "--accel", &host.accel])
-            .arg("--kernel")
-            .arg(&host.kernel)
-            .arg("--initrd")
-            .arg(&host.initrd)
-            .arg("--append")
-            .arg(format!(
-                "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check flexvf.ip={address}/24 flexvf.name={vm}"
-            ))
-            .arg("--serial-log")
-            .arg(host.log(&format!("{vm}-serial.log")))
-            .arg("--run-dir")
-            .arg(&host.run)
             .args(["--", "-qmp"])
             .arg(format!("unix:{},server=on,wait=off", qmp.display()))
             .args(more);

@@ -22,6 +22,8 @@ pub struct Host {
     pub peer_ns: String,
     /// The guests' kernel.
     pub kernel: PathBuf,
+    /// Its options, the same for every guest.
+    pub append: String,
     /// The guests' initramfs.
     pub initrd: PathBuf,
     /// `kvm` or `tcg`.
@@ -42,6 +44,7 @@ impl Host {
             bridge: variable("FLEXVF_BRIDGE")?,
             peer_ns: variable("FLEXVF_PEER_NS")?,
             kernel: variable("FLEXVF_GUEST_KERNEL")?.into(),
+            append: variable("FLEXVF_GUEST_APPEND")?,
             initrd: variable("FLEXVF_GUEST_INITRD")?.into(),
             accel: variable("FLEXVF_ACCEL")?,
             out: variable("FLEXVF_OUT")?.into(),
@@ -150,13 +153,13 @@ impl Host {
 /// See [`Host::daemon_config`].
 const DEADLINES: &str = "
 [deadlines]
-prepare_s = 20
+prepare_s = 30
 plug_s = 60
-join_s = 40
-leave_s = 20
+join_s = 60
+leave_s = 30
 unplug_s = 60
-agent_s = 5
-qmp_s = 20
+agent_s = 20
+qmp_s = 30
 ";
 
 fn variable(name: &str) -> Result<String> {
@@ -178,6 +181,7 @@ mod tests {
             bridge: "br0".into(),
             peer_ns: "peer".into(),
             kernel: "k".into(),
+            append: "quiet".into(),
             initrd: "i".into(),
             accel: "tcg".into(),
             out: "/out".into(),

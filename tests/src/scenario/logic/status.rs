@@ -87,6 +87,12 @@ pub struct Interval {
     pub round: u64,
     /// Packets a second, both ways.
     pub pps: f64,
+    /// Of them over PV.
+    #[serde(default)]
+    pub pv_pps: f64,
+    /// Of them over the VF.
+    #[serde(default)]
+    pub vf_pps: f64,
     /// Of this machine's CLOCK_MONOTONIC.
     pub from_ms: u64,
     /// Of this machine's CLOCK_MONOTONIC.
@@ -124,7 +130,7 @@ pub struct Switch {
 
 /// Steps and their milliseconds, in the order in which they are taken.
 ///
-/// JSON objects have no order that programs in between would keep, so it is given by [`STEPS`].
+/// JSON objects have no order that programs in between would keep, so it is put back.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Steps(pub Vec<(String, f64)>);
 
