@@ -80,7 +80,7 @@ fn kill_daemon(
     let who = names(&expected);
     match followed_s {
         Some(after_s) => stage.say(format!(
-            "{who} hold the VFs {after_s:.0} s after the new start"
+            "the VFs are with {who}, {after_s:.0} s after the new start"
         )),
         None => failures.push(format!(
             "kill {phase} of flexvf: {who} did not hold the VFs {limit_s:.0} s after its new start"

@@ -68,8 +68,8 @@ pub fn shift(stage: &mut Stage, options: &Options, phase: usize, limit_s: f64) -
     let followed_s = stage.tick_until(2.0 * limit_s, |status| status.holders() == expected)?;
     let who = names(&expected);
     stage.say(match followed_s {
-        Some(after_s) => format!("{who} hold the VFs, {after_s:.0} s after becoming the busiest"),
-        None => format!("{who} still do not hold the VFs"),
+        Some(after_s) => format!("the VFs are with {who}, {after_s:.0} s after the load moved"),
+        None => format!("the VFs are still not with {who}"),
     });
     Ok(Shift {
         expected,

@@ -285,7 +285,7 @@ impl Stage {
             if now_ms() > end_ms {
                 let (who, out) = (names(&waiting), self.host.out.display());
                 bail!(
-                    "{who} did not answer within {} s; see *-serial.log in {out}",
+                    "{who} did not answer within {} s; see their logs in {out}",
                     limit.as_secs()
                 );
             }

@@ -20,12 +20,6 @@ pub struct Host {
     pub bridge: String,
     /// The remote peer's network namespace.
     pub peer_ns: String,
-    /// The guests' kernel.
-    pub kernel: PathBuf,
-    /// Its options, the same for every guest.
-    pub append: String,
-    /// The guests' initramfs.
-    pub initrd: PathBuf,
     /// `kvm` or `tcg`.
     pub accel: String,
     /// Where logs and results go.
@@ -43,9 +37,6 @@ impl Host {
             vfs: Vec::new(),
             bridge: variable("FLEXVF_BRIDGE")?,
             peer_ns: variable("FLEXVF_PEER_NS")?,
-            kernel: variable("FLEXVF_GUEST_KERNEL")?.into(),
-            append: variable("FLEXVF_GUEST_APPEND")?,
-            initrd: variable("FLEXVF_GUEST_INITRD")?.into(),
             accel: variable("FLEXVF_ACCEL")?,
             out: variable("FLEXVF_OUT")?.into(),
             run: variable("FLEXVF_RUN")?.into(),
@@ -180,9 +171,6 @@ mod tests {
             vfs: vec!["0000:01:10.0".into()],
             bridge: "br0".into(),
             peer_ns: "peer".into(),
-            kernel: "k".into(),
-            append: "quiet".into(),
-            initrd: "i".into(),
             accel: "tcg".into(),
             out: "/out".into(),
             run: "/run/flexvf".into(),
