@@ -171,10 +171,7 @@ mod tests {
             epoch: 3,
         };
         let json = serde_json::to_string(&arguments).unwrap();
-        assert_eq!(
-            json,
-            r#"{"path":"vf","vf-mac":"02:f1:00:00:00:01","epoch":3}"#
-        );
+        assert_eq!(json, r#"{"path":"vf","vf-mac":"02:f1:00:00:00:01","epoch":3}"#);
         let unknown = json.replace("epoch", "epoc");
         assert!(serde_json::from_str::<ActivateArguments>(&unknown).is_err());
     }

@@ -69,11 +69,7 @@ impl FromStr for MacAddr {
             }
             *octet = u8::from_str_radix(part, 16).map_err(|_| refuse())?;
         }
-        parts
-            .next()
-            .is_none()
-            .then_some(Self(octets))
-            .ok_or_else(refuse)
+        parts.next().is_none().then_some(Self(octets)).ok_or_else(refuse)
     }
 }
 
@@ -98,13 +94,9 @@ mod tests {
 
     #[test]
     fn what_is_not_six_octets_is_refused() {
-        for text in [
-            "",
-            "52:54:00:12:34",
-            "52:54:00:12:34:56:78",
-            "52:54:00:12:34:+6",
-            "525400123456",
-        ] {
+        for text in
+            ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "52:54:00:12:34:+6", "525400123456"]
+        {
             assert!(text.parse::<MacAddr>().is_err(), "{text:?} was taken");
         }
     }

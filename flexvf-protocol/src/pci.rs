@@ -29,12 +29,7 @@ impl PciAddress {
 
 impl fmt::Display for PciAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            domain,
-            bus,
-            device,
-            function,
-        } = self;
+        let Self { domain, bus, device, function } = self;
         write!(f, "{domain:04x}:{bus:02x}:{device:02x}.{function:x}")
     }
 }
@@ -91,14 +86,7 @@ mod tests {
 
     #[test]
     fn short_and_impossible_addresses_are_refused() {
-        for text in [
-            "01:10.0",
-            "0000:01:10",
-            "0000:01:20.0",
-            "0000:01:10.8",
-            "0000:1:10.0",
-            "",
-        ] {
+        for text in ["01:10.0", "0000:01:10", "0000:01:20.0", "0000:01:10.8", "0000:1:10.0", ""] {
             assert!(text.parse::<PciAddress>().is_err(), "{text:?} was taken");
         }
     }

@@ -201,10 +201,7 @@ impl Snapshot {
             .map(|w| u64::from_le_bytes(*w))
             .collect();
         let header = |word: Header| words.get(word as usize).copied().unwrap_or(0);
-        let short = |needed| PageError::Short {
-            found: bytes.len(),
-            needed,
-        };
+        let short = |needed| PageError::Short { found: bytes.len(), needed };
         if bytes.len() < HEADER_BYTES {
             return Err(short(HEADER_BYTES));
         }
@@ -237,17 +234,13 @@ impl Snapshot {
 
     /// One ring's counter; 0 for a ring that the page does not have.
     pub fn ring(&self, queue_pair: usize, direction: Direction, counter: Counter) -> u64 {
-        self.words
-            .get(counter.offset(queue_pair, direction) / 8)
-            .copied()
-            .unwrap_or(0)
+        self.words.get(counter.offset(queue_pair, direction) / 8).copied().unwrap_or(0)
     }
 
     /// A counter summed over all queue pairs.
     pub fn total(&self, direction: Direction, counter: Counter) -> u64 {
-        (0..self.queue_pairs).fold(0, |sum, pair| {
-            sum.wrapping_add(self.ring(pair, direction, counter))
-        })
+        (0..self.queue_pairs)
+            .fold(0, |sum, pair| sum.wrapping_add(self.ring(pair, direction, counter)))
     }
 }
 
@@ -258,11 +251,9 @@ mod tests {
 
     fn page(queue_pairs: u64) -> Vec<u8> {
         let mut bytes = vec![0; page_bytes(queue_pairs as usize)];
-        for (word, value) in [
-            (Header::Magic, MAGIC),
-            (Header::Version, VERSION),
-            (Header::QueuePairs, queue_pairs),
-        ] {
+        for (word, value) in
+            [(Header::Magic, MAGIC), (Header::Version, VERSION), (Header::QueuePairs, queue_pairs)]
+        {
             bytes[word.offset()..word.offset() + 8].copy_from_slice(&value.to_le_bytes());
         }
         bytes
@@ -290,30 +281,15 @@ mod tests {
     fn a_truncated_page_is_refused_by_name() {
         let bytes = page(2);
         let error = Snapshot::parse(&bytes[..bytes.len() - 1]).unwrap_err();
-        assert_eq!(
-            error,
-            PageError::Short {
-                found: bytes.len() - 1,
-                needed: bytes.len()
-            }
-        );
-        assert_eq!(
-            Snapshot::parse(&[]),
-            Err(PageError::Short {
-                found: 0,
-                needed: HEADER_BYTES
-            })
-        );
+        assert_eq!(error, PageError::Short { found: bytes.len() - 1, needed: bytes.len() });
+        assert_eq!(Snapshot::parse(&[]), Err(PageError::Short { found: 0, needed: HEADER_BYTES }));
     }
 
     #[test]
     fn an_impossible_count_of_queues_is_refused() {
         let mut bytes = page(1);
         bytes[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
-        assert_eq!(
-            Snapshot::parse(&bytes),
-            Err(PageError::QueuePairs(u64::MAX))
-        );
+        assert_eq!(Snapshot::parse(&bytes), Err(PageError::QueuePairs(u64::MAX)));
     }
 
     proptest! {

@@ -49,13 +49,7 @@ pub enum CreateBondError {
 impl<K: Kernel> Agent<K> {
     /// An agent that has seen nothing yet.
     pub fn new(kernel: K, selector: Selector, boot_id: String) -> Self {
-        Self {
-            kernel,
-            selector,
-            boot_id,
-            largest_epoch: 0,
-            vf_counters: VfCounters::default(),
-        }
+        Self { kernel, selector, boot_id, largest_epoch: 0, vf_counters: VfCounters::default() }
     }
 
     /// Makes the bond, or what is missing of it.
@@ -119,13 +113,7 @@ impl<K: Kernel> Agent<K> {
             Frame::Line(line) => Request::parse(&line),
         };
         trace!(?intent, "request");
-        let delimited = matches!(
-            intent,
-            Ok(Intent::Sync {
-                delimited: true,
-                ..
-            })
-        );
+        let delimited = matches!(intent, Ok(Intent::Sync { delimited: true, .. }));
         let result = match intent {
             Ok(intent) => self.execute(intent).await,
             Err(fault) => Err(fault),
@@ -198,9 +186,7 @@ impl<K: Kernel> Agent<K> {
     async fn switch(&mut self, switch: Switch, epoch: u64) -> Result<View, Fault> {
         if epoch < self.largest_epoch {
             let largest = self.largest_epoch;
-            return Err(Fault::Generic(format!(
-                "epoch {epoch} is over: {largest} was seen"
-            )));
+            return Err(Fault::Generic(format!("epoch {epoch} is over: {largest} was seen")));
         }
         self.largest_epoch = epoch;
         let before = self.look().await?;
@@ -243,12 +229,7 @@ impl<K: Kernel> Agent<K> {
             debug!("{:?}", planned.step);
             if let Err(error) = self.kernel.apply(&planned.step).await {
                 warn!("{error}; undoing");
-                for undo in steps
-                    .iter()
-                    .take(done)
-                    .rev()
-                    .filter_map(|p| p.undo.as_ref())
-                {
+                for undo in steps.iter().take(done).rev().filter_map(|p| p.undo.as_ref()) {
                     if let Err(error) = self.kernel.apply(undo).await {
                         warn!("undo: {error}");
                     }

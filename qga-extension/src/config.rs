@@ -95,10 +95,7 @@ pub struct BondSettings {
 /// address until it is activated (a PF may refuse any other) and the shared one is never on two
 /// ports; `all_slaves_active=1`, so that frames which still arrive on the other port are taken; no
 /// primary, so that nothing switches unasked. In this way planned switches lose almost nothing.
-pub const BOND: BondSettings = BondSettings {
-    miimon_ms: 100,
-    peer_notifications: 3,
-};
+pub const BOND: BondSettings = BondSettings { miimon_ms: 100, peer_notifications: 3 };
 
 const DEFAULT_PORT: &str = "/dev/virtio-ports/io.flexvf.agent.0";
 const DEFAULT_PV: &str = "virtio_net";

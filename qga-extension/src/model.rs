@@ -24,10 +24,7 @@ pub(crate) const PV: u32 = 2;
 
 /// Picks `bond0` and the virtio NIC.
 pub(crate) fn selector() -> Selector {
-    Selector {
-        bond: Some("bond0".into()),
-        pv: PvSelector::Name("virtio_net".into()),
-    }
+    Selector { bond: Some("bond0".into()), pv: PvSelector::Name("virtio_net".into()) }
 }
 
 #[derive(Debug, Default)]
@@ -46,10 +43,7 @@ pub(crate) struct ModelKernel {
 impl ModelKernel {
     /// A guest with a virtio NIC and no bond.
     pub(crate) fn bare() -> Self {
-        let mut kernel = Self {
-            next_index: PV,
-            ..Self::default()
-        };
+        let mut kernel = Self { next_index: PV, ..Self::default() };
         kernel.add(PV_MAC, "virtio", "virtio_net");
         kernel
     }
@@ -243,11 +237,7 @@ impl Kernel for ModelKernel {
         self.log.push(step.clone());
         let fails = self.fails_in == 1;
         self.fails_in = self.fails_in.saturating_sub(1);
-        let result = if fails {
-            Err(Errno::EIO)
-        } else {
-            self.step(step)
-        };
+        let result = if fails { Err(Errno::EIO) } else { self.step(step) };
         result.map_err(|errno| KernelError {
             operation: format!("{step:?}"),
             source: io::Error::from(errno),
@@ -265,8 +255,5 @@ impl Kernel for ModelKernel {
 
 /// Counters of so many packets received.
 pub(crate) fn packets(rx_packets: u64) -> LinkCounters {
-    LinkCounters {
-        rx_packets,
-        ..LinkCounters::default()
-    }
+    LinkCounters { rx_packets, ..LinkCounters::default() }
 }

@@ -3,10 +3,7 @@
 //! In a transcript `>` is what the host sends and `<` what it gets, one line each; `\xff` is the
 //! sentinel byte, and a `>` line that ends in `\` has no newline. The links are this machine's.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a helper of a test that fails is a test that fails"
-)]
+#![expect(clippy::unwrap_used, reason = "a helper of a test that fails is a test that fails")]
 
 use std::path::Path;
 
@@ -92,10 +89,7 @@ async fn an_endless_line_gets_one_error_and_the_next_request_is_served() {
     with_agent(async |socket| {
         let mut stream = BufReader::new(UnixStream::connect(&socket).await.unwrap());
         stream.write_all(&vec![b'x'; 300_000]).await.unwrap();
-        stream
-            .write_all(b"\n{\"execute\":\"guest-ping\"}\n")
-            .await
-            .unwrap();
+        stream.write_all(b"\n{\"execute\":\"guest-ping\"}\n").await.unwrap();
         let mut lines = stream.lines();
         let error = lines.next_line().await.unwrap().unwrap();
         assert!(error.contains("the request is too long"), "{error}");
@@ -134,12 +128,7 @@ async fn loopback_is_listed_with_address_and_statistics() {
             filled += stream.read(&mut bytes[filled..]).await.unwrap();
         }
         let answer: serde_json::Value = serde_json::from_slice(&bytes[..filled]).unwrap();
-        let lo = answer["return"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|i| i["name"] == "lo")
-            .unwrap();
+        let lo = answer["return"].as_array().unwrap().iter().find(|i| i["name"] == "lo").unwrap();
         assert_eq!(lo["hardware-address"], "00:00:00:00:00:00");
         assert!(lo["statistics"]["rx-packets"].is_u64());
     })

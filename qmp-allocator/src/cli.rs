@@ -49,12 +49,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct ConfigArg {
     /// The daemon's configuration
-    #[arg(
-        short,
-        long,
-        value_name = "FILE",
-        default_value = "/etc/flexvf/flexvf.toml"
-    )]
+    #[arg(short, long, value_name = "FILE", default_value = "/etc/flexvf/flexvf.toml")]
     config: PathBuf,
 }
 

@@ -69,10 +69,7 @@ impl ControlServer {
     /// # Errors
     /// [`ControlError`].
     pub async fn bind(path: &Path) -> Result<Self, ControlError> {
-        let failed = |cause| ControlError::Io {
-            path: path.to_owned(),
-            cause,
-        };
+        let failed = |cause| ControlError::Io { path: path.to_owned(), cause };
         if UnixStream::connect(path).await.is_ok() {
             return Err(ControlError::Busy(path.to_owned()));
         }
@@ -89,14 +86,7 @@ impl ControlServer {
         let (to_daemon, queries) = mpsc::channel(MAX_WAITING);
         let (events, _) = broadcast::channel(MAX_WAITING);
         let places = Arc::new(Semaphore::new(MAX_CLIENTS));
-        Ok(Self {
-            path: path.to_owned(),
-            listener,
-            queries,
-            to_daemon,
-            events,
-            places,
-        })
+        Ok(Self { path: path.to_owned(), listener, queries, to_daemon, events, places })
     }
 
     /// The next question; takes in clients meanwhile.

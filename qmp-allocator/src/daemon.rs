@@ -62,10 +62,8 @@ pub enum DaemonError {
 pub async fn run(config: Config) -> Result<(), DaemonError> {
     let mut control = ControlServer::bind(&config.control_socket).await?;
     let mut daemon = Daemon::new(config)?;
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut scan = interval(SCAN_PERIOD);
     scan.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut pools = interval(POOL_PERIOD);
@@ -126,11 +124,8 @@ impl Daemon {
         let saved = state::read(&config.state_file);
         let host =
             Host::new(&config).map_err(|error: HostError| DaemonError::Host(error.to_string()))?;
-        let shared = Shared {
-            host,
-            deadlines: config.deadlines,
-            sample_interval: config.sample_interval,
-        };
+        let shared =
+            Shared { host, deadlines: config.deadlines, sample_interval: config.sample_interval };
         Ok(Self {
             engine: Engine::new(now(), settings(&config), &names, saved),
             registry: Registry::new(config.vms_dir.clone()),
@@ -148,12 +143,9 @@ impl Daemon {
     fn handle(&mut self, event: Event, control: &ControlServer) {
         for command in self.engine.on(now(), event) {
             match command {
-                Command::Act {
-                    vm,
-                    vf,
-                    port,
-                    action,
-                } => self.order(&vm, Order::Act { vf, port, action }),
+                Command::Act { vm, vf, port, action } => {
+                    self.order(&vm, Order::Act { vf, port, action })
+                }
                 Command::Observe(vm) => self.order(&vm, Order::Observe),
                 Command::Forget(vm) => {
                     // Its task ends by itself once nobody can give it orders, and cleans up behind it.
@@ -189,19 +181,13 @@ impl Daemon {
         warn!(%vm, "its task takes no orders");
         let report = Report::Unknown("the VM's task takes no orders".into());
         // An action must always be answered, or its switch would wait for ever.
-        let _ = self.to_daemon.try_send(Event::Done {
-            vm: vm.clone(),
-            report,
-        });
+        let _ = self.to_daemon.try_send(Event::Done { vm: vm.clone(), report });
     }
 
     fn tell_round(&self) {
         let status = self.engine.status(now());
         for vm in &status.vms {
-            let pps = vm
-                .last_interval
-                .as_ref()
-                .map(|interval| interval.rate.pps.round());
+            let pps = vm.last_interval.as_ref().map(|interval| interval.rate.pps.round());
             info!(round = status.round, vm = %vm.vm, pps, path = vm.path, reason = vm.reason, "ranked");
         }
     }
@@ -215,21 +201,12 @@ impl Daemon {
         }
         let mut events: Vec<Event> = Vec::new();
         for (name, config) in &scan.vms {
-            let known = self
-                .vms
-                .get(name)
-                .is_some_and(|handle| handle.config == *config);
+            let known = self.vms.get(name).is_some_and(|handle| handle.config == *config);
             if !known {
                 self.adopt_config(name, config);
             }
-            let spec = VmSpec {
-                pool: config.pool.clone(),
-                pin: config.pin,
-            };
-            events.push(Event::Registered {
-                vm: name.clone(),
-                spec,
-            });
+            let spec = VmSpec { pool: config.pool.clone(), pin: config.pin };
+            events.push(Event::Registered { vm: name.clone(), spec });
         }
         let gone = self.vms.keys().filter(|name| !scan.vms.contains_key(*name));
         events.extend(gone.cloned().map(Event::Unregistered));
@@ -247,9 +224,7 @@ impl Daemon {
         if let Some(handle) = self.vms.get_mut(name) {
             info!(vm = %name, "registration changed");
             handle.config = Arc::clone(config);
-            let _ = handle
-                .orders
-                .try_send(Order::Reconfigure(Arc::clone(config)));
+            let _ = handle.orders.try_send(Order::Reconfigure(Arc::clone(config)));
             return;
         }
         info!(vm = %name, file = %config.file.display(), "registered");
@@ -261,28 +236,15 @@ impl Daemon {
             task_orders,
         );
         let task = tokio::spawn(task.run().instrument(info_span!("vm", name = %name)));
-        self.vms.insert(
-            name.clone(),
-            VmHandle {
-                config: Arc::clone(config),
-                orders,
-                task,
-            },
-        );
+        self.vms.insert(name.clone(), VmHandle { config: Arc::clone(config), orders, task });
     }
 
     fn tell_problems(&mut self, problems: &[(std::path::PathBuf, String)]) {
         let now: Vec<Problem> = problems
             .iter()
-            .map(|(file, text)| Problem {
-                subject: file.display().to_string(),
-                text: text.clone(),
-            })
+            .map(|(file, text)| Problem { subject: file.display().to_string(), text: text.clone() })
             .collect();
-        for new in now
-            .iter()
-            .filter(|problem| !self.problems.contains(problem))
-        {
+        for new in now.iter().filter(|problem| !self.problems.contains(problem)) {
             warn!("{}", new.text);
         }
         self.problems = now;
@@ -301,11 +263,7 @@ impl Daemon {
                 }
                 self.pool_problems.insert(pool.name.clone(), text.clone());
             }
-            let _ = self.to_daemon.try_send(Event::Pool {
-                pool: pool.name,
-                vfs,
-                problem,
-            });
+            let _ = self.to_daemon.try_send(Event::Pool { pool: pool.name, vfs, problem });
         }
     }
 
@@ -319,10 +277,9 @@ impl Daemon {
         }
         status.problems.clone_from(&self.problems);
         let pools = self.pool_problems.iter();
-        status.problems.extend(pools.map(|(pool, text)| Problem {
-            subject: pool.clone(),
-            text: text.clone(),
-        }));
+        status.problems.extend(
+            pools.map(|(pool, text)| Problem { subject: pool.clone(), text: text.clone() }),
+        );
         status
     }
 }

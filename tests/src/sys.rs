@@ -18,11 +18,7 @@ extern "C" fn note_stop(_signal: i32) {
 
 /// From now on SIGINT, SIGTERM and SIGHUP only set what [`stop_requested`] says.
 pub fn catch_stop_signals() -> nix::Result<()> {
-    let action = SigAction::new(
-        SigHandler::Handler(note_stop),
-        SaFlags::empty(),
-        SigSet::empty(),
-    );
+    let action = SigAction::new(SigHandler::Handler(note_stop), SaFlags::empty(), SigSet::empty());
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         // SAFETY: the handler does one relaxed atomic store, which is async-signal-safe.
         unsafe { sigaction(signal, &action) }?;
@@ -45,7 +41,6 @@ pub fn tie_to_this_thread(command: &mut Command) -> &mut Command {
 
 /// CLOCK_MONOTONIC in microseconds; the same for every process of a machine.
 pub fn monotonic_us() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
-        time.tv_sec() as u64 * 1_000_000 + time.tv_nsec() as u64 / 1000
-    })
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |time| time.tv_sec() as u64 * 1_000_000 + time.tv_nsec() as u64 / 1000)
 }

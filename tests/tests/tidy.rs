@@ -45,9 +45,8 @@ fn every_script_says_what_it_is_when_asked() {
     let is_program = |path: &Path| {
         let executable = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o111 != 0;
         // What a guest or an emulated host runs as its first process is asked by nobody.
-        let is_init = path
-            .file_name()
-            .is_some_and(|name| name.to_string_lossy().ends_with("-init"));
+        let is_init =
+            path.file_name().is_some_and(|name| name.to_string_lossy().ends_with("-init"));
         executable(path) && !is_init && path.file_name().is_some_and(|name| name != "host-setup")
     };
     let scripts = files(&root().join("scripts"), is_program).unwrap();

@@ -180,10 +180,7 @@ impl ServeArgs {
     }
 
     fn named_tap(&self, name: &str) -> anyhow::Result<Vec<Tap>> {
-        let options = TapOptions {
-            name: name.to_owned(),
-            queues: usize::from(self.queues),
-        };
+        let options = TapOptions { name: name.to_owned(), queues: usize::from(self.queues) };
         let taps = Tap::open(&options)?;
         let netdev = Netdev::new().context("cannot open a socket for interface requests")?;
         if let Some(mtu) = self.mtu {

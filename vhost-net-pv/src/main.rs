@@ -49,7 +49,5 @@ fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
         })
         .context("cannot start a thread")?;
     tracing::info!("ready");
-    device
-        .serve(front_ends, &stopper)
-        .context("cannot accept front-ends")
+    device.serve(front_ends, &stopper).context("cannot accept front-ends")
 }

@@ -28,10 +28,7 @@ pub fn table(page: &Snapshot) -> String {
     }
     text.push('\n');
     for counter in Counter::ALL {
-        let shown = matches!(
-            counter,
-            Counter::Frames | Counter::Segments | Counter::Bytes
-        );
+        let shown = matches!(counter, Counter::Frames | Counter::Segments | Counter::Bytes);
         if shown || total(page, counter) != 0 {
             let _ = write!(text, "{:<22}", name(counter));
             for pair in 0..page.queue_pairs() {
@@ -60,10 +57,7 @@ pub fn json(page: &Snapshot) -> String {
     let mut separator = "";
     for pair in 0..page.queue_pairs() {
         for (direction, name) in DIRECTIONS {
-            let _ = write!(
-                text,
-                "{separator}{{\"pair\":{pair},\"direction\":\"{name}\""
-            );
+            let _ = write!(text, "{separator}{{\"pair\":{pair},\"direction\":\"{name}\"");
             for counter in Counter::ALL {
                 let value = page.ring(pair, direction, counter);
                 let _ = write!(text, ",\"{}\":{value}", self::name(counter));

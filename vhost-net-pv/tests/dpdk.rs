@@ -1,9 +1,5 @@
 //! DPDK's virtio-user (testpmd of the testbed's sysroot) as front-end.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::fs::File;
 use std::path::Path;
@@ -61,9 +57,7 @@ fn every_frame_that_dpdk_sends_is_counted_and_it_may_come_again() {
         let frames = || backend.page().total(Direction::Tx, Counter::Frames);
         backend.until("frames flow", || frames() > before + ENOUGH);
         assert!(child.end(Signal::SIGINT).success());
-        backend.until("testpmd is gone", || {
-            backend.page().header(Header::Connected) == 0
-        });
+        backend.until("testpmd is gone", || backend.page().header(Header::Connected) == 0);
         let page = backend.page();
         let sent = last_number(&log, "TX-packets:");
         let counted = page.total(Direction::Tx, Counter::Frames) - before;

@@ -1,9 +1,5 @@
 //! The backend against a front-end over a real socket, with a port that gives frames back.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
@@ -55,11 +51,7 @@ impl Backend {
         let front_ends = FrontEnds::listen(&folder.path().join("socket")).unwrap();
         let stop = stopper.clone();
         let thread = std::thread::spawn(move || device.serve(front_ends, &stop).unwrap());
-        Self {
-            folder,
-            stopper,
-            thread: Some(thread),
-        }
+        Self { folder, stopper, thread: Some(thread) }
     }
 
     fn socket(&self) -> PathBuf {
@@ -129,9 +121,7 @@ fn a_front_end_that_behaves_like_qemu_gets_frames_through() {
     assert!(tx(&page, Counter::Kicks) >= 1);
     assert_eq!(page.header(Header::Connected), 1);
     drop(front_end);
-    backend.until("the front-end is gone", |page| {
-        page.header(Header::Connected) == 0
-    });
+    backend.until("the front-end is gone", |page| page.header(Header::Connected) == 0);
 }
 
 #[test]
@@ -194,41 +184,11 @@ fn a_breach_of_the_protocol_ends_the_connection_and_nothing_else() {
     type Breach<'a> = (&'a str, u32, u32, Vec<u8>, Vec<i32>);
     let breaches: [Breach<'_>; 9] = [
         ("no such request", 4711, 0, vec![], vec![]),
-        (
-            "not offered",
-            FrontendReq::SET_LOG_BASE.into(),
-            0,
-            vec![0; 16],
-            vec![null],
-        ),
-        (
-            "a reply",
-            FrontendReq::GET_FEATURES.into(),
-            4,
-            vec![],
-            vec![],
-        ),
-        (
-            "wrong size",
-            FrontendReq::SET_FEATURES.into(),
-            0,
-            vec![0; 9],
-            vec![],
-        ),
-        (
-            "far too long",
-            FrontendReq::SET_MEM_TABLE.into(),
-            0,
-            vec![0; 4000],
-            vec![],
-        ),
-        (
-            "descriptors",
-            FrontendReq::SET_FEATURES.into(),
-            0,
-            vec![0; 8],
-            vec![null; 3],
-        ),
+        ("not offered", FrontendReq::SET_LOG_BASE.into(), 0, vec![0; 16], vec![null]),
+        ("a reply", FrontendReq::GET_FEATURES.into(), 4, vec![], vec![]),
+        ("wrong size", FrontendReq::SET_FEATURES.into(), 0, vec![0; 9], vec![]),
+        ("far too long", FrontendReq::SET_MEM_TABLE.into(), 0, vec![0; 4000], vec![]),
+        ("descriptors", FrontendReq::SET_FEATURES.into(), 0, vec![0; 8], vec![null; 3]),
         (
             "no such ring",
             FrontendReq::SET_VRING_NUM.into(),
@@ -256,9 +216,7 @@ fn a_breach_of_the_protocol_ends_the_connection_and_nothing_else() {
         front_end.negotiate();
         front_end.send(*request, *flags, payload, fds).unwrap();
         assert!(front_end.reply().is_err(), "{what}: was answered");
-        backend.until(what, |page| {
-            page.header(Header::Refused) == count as u64 + 1
-        });
+        backend.until(what, |page| page.header(Header::Refused) == count as u64 + 1);
     }
     let mut front_end = FrontEnd::connect(&backend.socket(), &shared);
     front_end.start();
@@ -274,9 +232,7 @@ fn qemus_special_messages_are_answered() {
     let ok = |answer: std::io::Result<u64>| assert_eq!(answer.unwrap(), 0);
     ok(front_end.ask(FrontendReq::NET_SET_MTU, &[9000], &[]));
     assert_eq!(
-        front_end
-            .ask(FrontendReq::NET_SET_MTU, &[9001], &[])
-            .unwrap(),
+        front_end.ask(FrontendReq::NET_SET_MTU, &[9001], &[]).unwrap(),
         1,
         "an MTU that the port cannot have was promised"
     );

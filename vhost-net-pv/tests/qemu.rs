@@ -1,11 +1,7 @@
 //! QEMU (of the testbed's sysroot) starts with a NIC on the backend.
 //!
 //! Only as far as QEMU goes by itself: guests that boot are the end-to-end runs' business.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -18,10 +14,7 @@ use program::{Backend, Program, sysroot};
 mod program;
 
 fn qemu(sysroot: &Path, backend: &Backend, queues: u16) -> Program {
-    let chardev = format!(
-        "socket,id=net0,path={},reconnect-ms=200",
-        backend.socket().display()
-    );
+    let chardev = format!("socket,id=net0,path={},reconnect-ms=200", backend.socket().display());
     let child = Command::new(sysroot.join("flexvf-bin/qemu-system-x86_64"))
         .args(["-nodefaults", "-display", "none", "-accel", "tcg", "-S"])
         .args(["-M", "q35,memory-backend=mem", "-m", "64"])
@@ -54,9 +47,7 @@ fn qemu_starts_is_killed_and_starts_again() {
             assert_eq!(page.header(Header::Connected), 1);
             assert_eq!(page.header(Header::Refused), 0);
             child.end(Signal::SIGKILL);
-            backend.until("QEMU is gone", || {
-                backend.page().header(Header::Connected) == 0
-            });
+            backend.until("QEMU is gone", || backend.page().header(Header::Connected) == 0);
         }
         assert!(backend.end());
     }

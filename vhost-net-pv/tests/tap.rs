@@ -1,9 +1,5 @@
 //! A real TAP in a network namespace of the test's own: counters agree with the kernel's.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::net::UdpSocket;
 use std::process::Command;
@@ -51,10 +47,8 @@ fn kernel_counters() -> [(u64, u64); 2] {
     let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
     let line = text.lines().find(|line| line.contains(TAP)).unwrap();
     let (_, numbers) = line.split_once(':').unwrap();
-    let numbers: Vec<u64> = numbers
-        .split_whitespace()
-        .map(|number| number.parse().unwrap())
-        .collect();
+    let numbers: Vec<u64> =
+        numbers.split_whitespace().map(|number| number.parse().unwrap()).collect();
     [(numbers[1], numbers[0]), (numbers[9], numbers[8])]
 }
 
@@ -75,20 +69,12 @@ fn counters_agree_with_the_kernels_and_the_tap_goes_with_its_maker() {
     in_namespace(|| {
         let folder = tempfile::tempdir().unwrap();
         let page_path = folder.path().join("stats");
-        let taps = Tap::open(&TapOptions {
-            name: TAP.to_owned(),
-            queues: 1,
-        })
-        .unwrap();
+        let taps = Tap::open(&TapOptions { name: TAP.to_owned(), queues: 1 }).unwrap();
         ip("link add br-test type bridge");
         let netdev = Netdev::new().unwrap();
         netdev.join_bridge(TAP, "br-test").unwrap();
         // Neighbour discovery would send frames that nobody asked for.
-        std::fs::write(
-            "/proc/thread-self/net/../../sys/net/ipv6/conf/all/disable_ipv6",
-            "1",
-        )
-        .ok();
+        std::fs::write("/proc/thread-self/net/../../sys/net/ipv6/conf/all/disable_ipv6", "1").ok();
         ip("link set br-test addrgenmode none");
         ip(&format!("link set {TAP} addrgenmode none"));
         ip("addr add 10.77.0.1/24 broadcast 10.77.0.255 dev br-test");
@@ -97,10 +83,7 @@ fn counters_agree_with_the_kernels_and_the_tap_goes_with_its_maker() {
 
         let offloads = taps[0].supported_offloads();
         assert!(offloads.csum && offloads.tso4 && offloads.tso6);
-        let ports = taps
-            .into_iter()
-            .map(|tap| Box::new(tap) as Box<dyn Port>)
-            .collect();
+        let ports = taps.into_iter().map(|tap| Box::new(tap) as Box<dyn Port>).collect();
         let mut device = Device::new(DeviceParts {
             ports,
             offloads,

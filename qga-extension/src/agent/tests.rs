@@ -28,10 +28,7 @@ fn bare_agent() -> Agent<ModelKernel> {
 impl Agent<ModelKernel> {
     fn ask(&mut self, command: &str, arguments: impl serde::Serialize) -> Result<Value, String> {
         let line = json!({"execute": command, "arguments": arguments, "id": 1}).to_string();
-        let bytes = self
-            .answer(Frame::Line(line.into()))
-            .now_or_never()
-            .unwrap();
+        let bytes = self.answer(Frame::Line(line.into())).now_or_never().unwrap();
         let mut answer: Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(answer["id"], 1);
         match answer.get_mut("return") {
@@ -55,11 +52,7 @@ impl Agent<ModelKernel> {
     }
 
     fn activate(&mut self, path: Path, mac: MacAddr) -> Result<Option<Path>, String> {
-        let arguments = ActivateArguments {
-            path,
-            vf_mac: mac,
-            epoch: 1,
-        };
+        let arguments = ActivateArguments { path, vf_mac: mac, epoch: 1 };
         let answer = self.ask(wire::ACTIVATE, arguments)?;
         let status: AgentStatus = serde_json::from_value(answer).unwrap();
         Ok(status.active)
@@ -67,10 +60,7 @@ impl Agent<ModelKernel> {
 
     fn vf_packets(&mut self) -> u64 {
         let counters = self.ask(wire::COUNTERS, json!({})).unwrap();
-        serde_json::from_value::<AgentCounters>(counters)
-            .unwrap()
-            .vf
-            .rx_packets
+        serde_json::from_value::<AgentCounters>(counters).unwrap().vf.rx_packets
     }
 
     /// A VF that was plugged, joined and activated.
@@ -116,10 +106,7 @@ fn leaving_makes_pv_active_before_the_vf_is_released() {
     let (mut agent, vf) = agent().with_active_vf();
     agent.kernel.log.clear();
     assert_eq!(agent.leave(VF_MAC), Ok(VfState::Present));
-    let activate = Step::Activate {
-        port: PV,
-        bond: BOND,
-    };
+    let activate = Step::Activate { port: PV, bond: BOND };
     let expected = [activate, Step::Release(vf), Step::SetDown(vf)];
     assert_eq!(agent.kernel.log, expected);
 }
@@ -185,10 +172,7 @@ fn a_smaller_epoch_is_refused_and_changes_nothing() {
 fn a_bond_is_made_once_and_found_complete_by_the_next_agent() {
     let mut first = bare_agent();
     // The module's own bond0, which a script has already set up.
-    first
-        .kernel
-        .apply(&Step::CreateBond("bond0".into()))
-        .now_or_never();
+    first.kernel.apply(&Step::CreateBond("bond0".into())).now_or_never();
     first.kernel.apply(&Step::SetUp(BOND)).now_or_never();
     first.create_bond("bond0").now_or_never().unwrap().unwrap();
     assert_eq!(first.kernel.active(), Some(PV));
@@ -316,9 +300,7 @@ impl World {
                 if let Some(index) = self.indices[vf].take() {
                     let last = agent.kernel.links[&index].stats.counters;
                     agent.kernel.unplug(index);
-                    agent
-                        .on_change(Change::Gone(index, Some(last)))
-                        .now_or_never();
+                    agent.on_change(Change::Gone(index, Some(last))).now_or_never();
                 }
             }
             Op::Tick => agent.kernel.tick(),

@@ -37,11 +37,7 @@ impl UnixChannel {
         let listener = UnixListener::bind(path).map_err(|error| {
             io::Error::new(error.kind(), format!("{}: {error}", path.display()))
         })?;
-        Ok(Self {
-            path: path.to_owned(),
-            listener,
-            client: None,
-        })
+        Ok(Self { path: path.to_owned(), listener, client: None })
     }
 }
 

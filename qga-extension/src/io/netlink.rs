@@ -51,11 +51,7 @@ impl Netlink {
         tokio::spawn(connection);
         let (connection, _, notifications) = new_multicast_connection(&[MulticastGroup::Link])?;
         tokio::spawn(connection);
-        Ok(Self {
-            handle,
-            notifications: Box::pin(notifications),
-            devices: BTreeMap::new(),
-        })
+        Ok(Self { handle, notifications: Box::pin(notifications), devices: BTreeMap::new() })
     }
 
     async fn set(&self, message: LinkMessage) -> Result<(), rtnetlink::Error> {
@@ -69,12 +65,7 @@ impl Netlink {
     }
 
     async fn create_bond(&self, name: &str) -> Result<(), rtnetlink::Error> {
-        let result = self
-            .handle
-            .link()
-            .add(LinkBond::new(name).build())
-            .execute()
-            .await;
+        let result = self.handle.link().add(LinkBond::new(name).build()).execute().await;
         match result {
             // Loading the module makes a bond0 by itself.
             Err(error) if io_error(&error).kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -174,10 +165,7 @@ impl Device {
             let target = fs::read_link(device.join(entry)).ok()?;
             Some(target.file_name()?.to_string_lossy().into_owned())
         };
-        Self {
-            driver: target("driver"),
-            bus: target("subsystem"),
-        }
+        Self { driver: target("driver"), bus: target("subsystem") }
     }
 }
 
@@ -198,10 +186,7 @@ fn bond_builder() -> LinkMessageBuilder<LinkBond> {
 }
 
 fn failed(operation: &str, error: &rtnetlink::Error) -> KernelError {
-    KernelError {
-        operation: operation.to_owned(),
-        source: io_error(error),
-    }
+    KernelError { operation: operation.to_owned(), source: io_error(error) }
 }
 
 fn io_error(error: &rtnetlink::Error) -> io::Error {
@@ -222,11 +207,7 @@ mod tests {
         let lo = links.iter().find(|link| link.name == "lo").unwrap();
         assert_eq!((lo.bus.as_deref(), lo.driver.as_deref()), (None, None));
         let addresses = kernel.addresses().await.unwrap();
-        assert!(
-            addresses
-                .iter()
-                .all(|a| links.iter().any(|l| l.index == a.link))
-        );
+        assert!(addresses.iter().all(|a| links.iter().any(|l| l.index == a.link)));
     }
 
     #[tokio::test]

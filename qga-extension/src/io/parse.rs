@@ -37,22 +37,17 @@ pub(super) fn link(message: &LinkMessage) -> Link {
     }
     // Kernels before 5.6 do not tell the permanent address. A port's is what it had before; any
     // other link still has its own.
-    link.permanent_mac = link
-        .permanent_mac
-        .or(mac_at_enslaving)
-        .or(link.mac.filter(|_| link.controller.is_none()));
+    link.permanent_mac =
+        link.permanent_mac.or(mac_at_enslaving).or(link.mac.filter(|_| link.controller.is_none()));
     link
 }
 
 /// A link's counters, where the message has them.
 pub(super) fn counters(message: &LinkMessage) -> Option<LinkCounters> {
-    message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::Stats64(stats) => Some(link_stats(stats).counters),
-            _ => None,
-        })
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Stats64(stats) => Some(link_stats(stats).counters),
+        _ => None,
+    })
 }
 
 /// An address of a link.
@@ -66,11 +61,7 @@ pub(super) fn address(message: &AddressMessage) -> Option<Address> {
             _ => {}
         }
     }
-    Some(Address {
-        link: message.header.index,
-        ip: ip?,
-        prefix: message.header.prefix_len,
-    })
+    Some(Address { link: message.header.index, ip: ip?, prefix: message.header.prefix_len })
 }
 
 /// Fills in what the link is to bonds; gives the address that a port had when it was enslaved.
@@ -163,10 +154,7 @@ mod tests {
                 InfoBond::ActivePort(3),
             ])),
         ]);
-        let expected = Bond {
-            active_backup: true,
-            active_port: Some(3),
-        };
+        let expected = Bond { active_backup: true, active_port: Some(3) };
         assert_eq!(link(&message(vec![infos])).bond, Some(expected));
     }
 

@@ -21,9 +21,7 @@ pub fn boottime_ns() -> u64 {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| {
         let seconds = u64::try_from(time.tv_sec()).unwrap_or_default();
         let nanoseconds = u64::try_from(time.tv_nsec()).unwrap_or_default();
-        seconds
-            .saturating_mul(1_000_000_000)
-            .saturating_add(nanoseconds)
+        seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
     })
 }
 

@@ -71,12 +71,7 @@ impl VirtioPort {
             .open(&device)
             .map_err(failed)?;
         let edges = Edges::of(&file).map_err(failed)?;
-        Ok(Self {
-            path: device,
-            file,
-            edges,
-            host: Host::Connected,
-        })
+        Ok(Self { path: device, file, edges, host: Host::Connected })
     }
 
     /// Waits until something has happened at the port since the last call.
@@ -189,10 +184,7 @@ mod tests {
             fs::create_dir(folder.path().join(device)).unwrap();
             fs::write(folder.path().join(device).join("name"), name).unwrap();
         }
-        assert_eq!(
-            find_device("io.flexvf.x", folder.path()),
-            Some("/dev/vport1p2".into())
-        );
+        assert_eq!(find_device("io.flexvf.x", folder.path()), Some("/dev/vport1p2".into()));
         assert_eq!(find_device("io.flexvf.y", folder.path()), None);
         assert_eq!(find_device("", folder.path()), None);
     }

@@ -84,10 +84,7 @@ mod tests {
 
     #[test]
     fn an_error_carries_class_text_and_id() {
-        let bytes = encode(
-            Some(&json!(1)),
-            Err(Fault::CommandNotFound("guest-x".into())),
-        );
+        let bytes = encode(Some(&json!(1)), Err(Fault::CommandNotFound("guest-x".into())));
         let answer: Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(answer["id"], 1);
         assert_eq!(answer["error"]["class"], "CommandNotFound");
@@ -107,10 +104,7 @@ mod tests {
 
     #[test]
     fn only_the_delimited_answer_begins_with_the_sentinel() {
-        assert_eq!(
-            encode_delimited(None, Ok(json!(5))),
-            b"\xff{\"return\":5}\n"
-        );
+        assert_eq!(encode_delimited(None, Ok(json!(5))), b"\xff{\"return\":5}\n");
         assert_eq!(encode(None, Ok(json!(5))), b"{\"return\":5}\n");
     }
 }

@@ -79,10 +79,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn packets(rx_packets: u64) -> LinkCounters {
-        LinkCounters {
-            rx_packets,
-            ..LinkCounters::default()
-        }
+        LinkCounters { rx_packets, ..LinkCounters::default() }
     }
 
     #[test]

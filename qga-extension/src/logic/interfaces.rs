@@ -92,11 +92,7 @@ mod tests {
             mac: "02:f1:00:00:00:01".parse().ok(),
             ..Link::default()
         };
-        let address = Address {
-            link: 2,
-            ip: [10, 0, 0, 2].into(),
-            prefix: 24,
-        };
+        let address = Address { link: 2, ip: [10, 0, 0, 2].into(), prefix: 24 };
         let elsewhere = Address { link: 3, ..address };
         let zero = json!({
             "rx-bytes": 0, "rx-packets": 0, "rx-errs": 0, "rx-dropped": 0,
@@ -116,11 +112,7 @@ mod tests {
     #[test]
     fn ten_thousand_interfaces_fit_one_answer() {
         let links: Vec<Link> = (1..=10_000)
-            .map(|index| Link {
-                index,
-                name: format!("veth{index}"),
-                ..Link::default()
-            })
+            .map(|index| Link { index, name: format!("veth{index}"), ..Link::default() })
             .collect();
         let answer = interfaces(&links, &[]);
         assert!(answer.to_string().len() < MAX_AGENT_LINE);

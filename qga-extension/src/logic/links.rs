@@ -91,20 +91,15 @@ impl View {
         let candidates: Vec<&Link> = links.iter().filter(|l| selector.pv.matches(l)).collect();
         let is_chosen = |link: &Link| match &selector.bond {
             Some(name) => link.name == *name,
-            None => candidates
-                .iter()
-                .any(|pv| pv.controller == Some(link.index)),
+            None => candidates.iter().any(|pv| pv.controller == Some(link.index)),
         };
-        let bond = links
-            .iter()
-            .find(|link| link.bond.is_some() && is_chosen(link))
-            .map(|link| link.index);
+        let bond =
+            links.iter().find(|link| link.bond.is_some() && is_chosen(link)).map(|link| link.index);
         let pv = match candidates.as_slice() {
             [only] => Some(only.index),
-            several => several
-                .iter()
-                .find(|pv| bond.is_some() && pv.controller == bond)
-                .map(|pv| pv.index),
+            several => {
+                several.iter().find(|pv| bond.is_some() && pv.controller == bond).map(|pv| pv.index)
+            }
         };
         Self { links, bond, pv }
     }
@@ -143,9 +138,7 @@ impl View {
 
     /// The bond's ports that are not the PV NIC.
     pub fn vf_ports(&self) -> impl Iterator<Item = &Link> {
-        self.links
-            .iter()
-            .filter(|link| self.is_port(link) && Some(link.index) != self.pv)
+        self.links.iter().filter(|link| self.is_port(link) && Some(link.index) != self.pv)
     }
 
     /// The bond's active port.
@@ -167,18 +160,14 @@ impl View {
 
     /// How far the VF with this permanent MAC address is.
     pub fn vf_state(&self, mac: MacAddr) -> VfState {
-        self.vf(mac)
-            .map_or(VfState::Absent, |link| self.state_of(link))
+        self.vf(mac).map_or(VfState::Absent, |link| self.state_of(link))
     }
 
     /// The VF to tell about: the active one, or else the first.
     pub fn vf_in_bond(&self) -> Option<VfInBond> {
         self.vf_ports()
             .filter_map(|link| {
-                Some(VfInBond {
-                    mac: link.permanent_mac?,
-                    state: self.state_of(link),
-                })
+                Some(VfInBond { mac: link.permanent_mac?, state: self.state_of(link) })
             })
             .max_by_key(|vf| vf.state == VfState::Active)
     }
@@ -224,9 +213,7 @@ impl FromStr for PvSelector {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(text
-            .parse()
-            .map_or_else(|_| Self::Name(text.to_owned()), Self::Mac))
+        Ok(text.parse().map_or_else(|_| Self::Name(text.to_owned()), Self::Mac))
     }
 }
 
@@ -263,10 +250,7 @@ mod tests {
         Link {
             index,
             name: name.into(),
-            bond: Some(Bond {
-                active_backup: true,
-                active_port: None,
-            }),
+            bond: Some(Bond { active_backup: true, active_port: None }),
             ..Link::default()
         }
     }
@@ -311,10 +295,8 @@ mod tests {
 
     #[test]
     fn of_several_paravirtual_nics_outside_a_bond_none_is_guessed() {
-        let links = vec![
-            nic(3, PV_MAC, "virtio"),
-            nic(4, MacAddr::new([2, 0, 0, 0, 0, 9]), "virtio"),
-        ];
+        let links =
+            vec![nic(3, PV_MAC, "virtio"), nic(4, MacAddr::new([2, 0, 0, 0, 0, 9]), "virtio")];
         assert_eq!(View::new(links.clone(), &model::selector()).pv(), None);
         let mut selector = model::selector();
         selector.pv = PV_MAC.to_string().parse().unwrap();

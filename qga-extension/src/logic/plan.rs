@@ -154,10 +154,8 @@ pub fn plan(switch: Switch, view: &View) -> Result<Vec<Planned>, Refusal> {
     if !bond.bond.is_some_and(|bond| bond.active_backup) {
         return Err(Refusal::WrongMode(bond.name.clone()));
     }
-    let pv = view
-        .pv()
-        .filter(|pv| view.is_port(pv))
-        .ok_or_else(|| Refusal::NoPv(bond.name.clone()))?;
+    let pv =
+        view.pv().filter(|pv| view.is_port(pv)).ok_or_else(|| Refusal::NoPv(bond.name.clone()))?;
     let vf = view.vf(switch.vf_mac());
     match (switch, vf) {
         (Switch::Join(_), Some(vf)) => join(view, bond, vf),
@@ -193,10 +191,7 @@ pub fn repairs(view: &View) -> Vec<Step> {
     };
     match bond.mac {
         Some(mac) if view.active_path() == Some(Path::Pv) && pv.mac != Some(mac) => {
-            vec![Step::SetMac {
-                link: pv.index,
-                mac,
-            }]
+            vec![Step::SetMac { link: pv.index, mac }]
         }
         _ => Vec::new(),
     }
@@ -207,10 +202,7 @@ fn join(view: &View, bond: &Link, vf: &Link) -> Result<Vec<Planned>, Refusal> {
     match vf.controller {
         Some(_) if view.is_port(vf) => {
             if !vf.up {
-                steps.push(Planned::with_undo(
-                    Step::SetUp(vf.index),
-                    Step::SetDown(vf.index),
-                ));
+                steps.push(Planned::with_undo(Step::SetUp(vf.index), Step::SetDown(vf.index)));
             }
             return Ok(steps);
         }
@@ -224,10 +216,7 @@ fn join(view: &View, bond: &Link, vf: &Link) -> Result<Vec<Planned>, Refusal> {
         steps.push(Planned::new(Step::SetDown(vf.index)));
     }
     let (port, bond) = (vf.index, bond.index);
-    steps.push(Planned::with_undo(
-        Step::Enslave { port, bond },
-        Step::Release(port),
-    ));
+    steps.push(Planned::with_undo(Step::Enslave { port, bond }, Step::Release(port)));
     steps.push(Planned::with_undo(Step::SetUp(port), Step::SetDown(port)));
     Ok(steps)
 }
@@ -300,9 +289,6 @@ impl Planned {
 
     /// A step and what undoes it.
     pub const fn with_undo(step: Step, undo: Step) -> Self {
-        Self {
-            step,
-            undo: Some(undo),
-        }
+        Self { step, undo: Some(undo) }
     }
 }

@@ -57,18 +57,12 @@ impl Request {
             Err(error) => return Self::faulty(format!("JSON parse error: {error}")),
         };
         let id = object.remove("id");
-        Self {
-            id,
-            intent: intent(object),
-        }
+        Self { id, intent: intent(object) }
     }
 
     /// A request that says nothing but what is wrong with it.
     pub fn faulty(what: impl Into<String>) -> Self {
-        Self {
-            id: None,
-            intent: Err(Fault::Generic(what.into())),
-        }
+        Self { id: None, intent: Err(Fault::Generic(what.into())) }
     }
 }
 
@@ -98,10 +92,8 @@ fn intent(mut object: Map<String, Value>) -> Result<Intent, Fault> {
         return Err(Fault::Generic(format!("member '{shown}' is unexpected")));
     }
     match command.as_str() {
-        SYNC | SYNC_DELIMITED => read(arguments).map(|SyncArguments { id }| Intent::Sync {
-            id,
-            delimited: command == SYNC_DELIMITED,
-        }),
+        SYNC | SYNC_DELIMITED => read(arguments)
+            .map(|SyncArguments { id }| Intent::Sync { id, delimited: command == SYNC_DELIMITED }),
         PING => nothing(arguments, Intent::Ping),
         INFO => nothing(arguments, Intent::Info),
         INTERFACES => nothing(arguments, Intent::Interfaces),
@@ -192,10 +184,7 @@ mod tests {
         assert!(generic("{\"execute\": ").starts_with("JSON parse error"));
         assert_eq!(generic("[]"), "a request is a JSON object");
         assert_eq!(generic("{}"), "member 'execute' is missing");
-        assert_eq!(
-            generic(r#"{"execute":"guest-ping","exec":1}"#),
-            "member 'exec' is unexpected"
-        );
+        assert_eq!(generic(r#"{"execute":"guest-ping","exec":1}"#), "member 'exec' is unexpected");
         assert!(generic(r#"{"execute":"guest-ping","arguments":{"x":1}}"#).contains("`x`"));
         assert!(generic(r#"{"execute":"guest-sync"}"#).contains("`id`"));
         assert!(generic(r#"{"execute":"guest-sync","arguments":[1]}"#).contains("object"));
@@ -211,10 +200,7 @@ mod tests {
         for command in COMMANDS {
             let line = json!({"execute": command}).to_string();
             let intent = Request::parse(line.as_bytes()).intent;
-            assert!(
-                !matches!(intent, Err(Fault::CommandNotFound(_))),
-                "{command}"
-            );
+            assert!(!matches!(intent, Err(Fault::CommandNotFound(_))), "{command}");
         }
     }
 

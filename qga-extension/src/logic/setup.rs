@@ -67,9 +67,7 @@ pub fn next_round(
         check_pv(find_pv(links, pv, None)?, addresses)?;
         return Ok(vec![Planned::new(Step::CreateBond(bond_name.to_owned()))]);
     };
-    let state = bond
-        .bond
-        .ok_or_else(|| SetupRefusal::NotABond(bond_name.to_owned()))?;
+    let state = bond.bond.ok_or_else(|| SetupRefusal::NotABond(bond_name.to_owned()))?;
     let pv = find_pv(links, pv, Some(bond.index))?;
     let mut steps = Vec::new();
     if !state.active_backup {
@@ -105,10 +103,7 @@ fn find_pv<'a>(
         ([], None) => Err(SetupRefusal::NoPv(selector.to_string())),
         (several, None) => {
             let names: Vec<&str> = several.iter().map(|link| link.name.as_str()).collect();
-            Err(SetupRefusal::ManyPvs {
-                selector: selector.to_string(),
-                names: names.join(", "),
-            })
+            Err(SetupRefusal::ManyPvs { selector: selector.to_string(), names: names.join(", ") })
         }
     }
 }
@@ -120,10 +115,7 @@ fn check_pv(pv: &Link, addresses: &[Address]) -> Result<(), SetupRefusal> {
     }
     let mut own = addresses.iter().filter(|address| address.link == pv.index);
     match own.find(|address| !is_automatic(address.ip)) {
-        Some(address) => Err(SetupRefusal::HasAddress {
-            name: name(),
-            ip: address.ip,
-        }),
+        Some(address) => Err(SetupRefusal::HasAddress { name: name(), ip: address.ip }),
         None => Ok(()),
     }
 }
@@ -134,10 +126,7 @@ fn take_pv(pv: &Link, bond: &Link) -> Vec<Planned> {
     if pv.up {
         steps.push(Planned::with_undo(Step::SetDown(port), Step::SetUp(port)));
     }
-    steps.push(Planned::with_undo(
-        Step::Enslave { port, bond },
-        Step::Release(port),
-    ));
+    steps.push(Planned::with_undo(Step::Enslave { port, bond }, Step::Release(port)));
     steps.push(Planned::new(Step::SetUp(port)));
     steps
 }
@@ -169,16 +158,8 @@ mod tests {
     }
 
     fn bond(active_backup: bool) -> Link {
-        let bond = Bond {
-            active_backup,
-            active_port: None,
-        };
-        Link {
-            index: 3,
-            name: "bond0".into(),
-            bond: Some(bond),
-            ..Link::default()
-        }
+        let bond = Bond { active_backup, active_port: None };
+        Link { index: 3, name: "bond0".into(), bond: Some(bond), ..Link::default() }
     }
 
     fn steps(links: &[Link], addresses: &[Address]) -> Result<Vec<Step>, SetupRefusal> {
@@ -188,19 +169,12 @@ mod tests {
     }
 
     fn address(link: u32, ip: &str) -> Address {
-        Address {
-            link,
-            ip: ip.parse().unwrap(),
-            prefix: 24,
-        }
+        Address { link, ip: ip.parse().unwrap(), prefix: 24 }
     }
 
     #[test]
     fn a_missing_bond_is_created_first() {
-        assert_eq!(
-            steps(&[pv()], &[]).unwrap(),
-            [Step::CreateBond("bond0".into())]
-        );
+        assert_eq!(steps(&[pv()], &[]).unwrap(), [Step::CreateBond("bond0".into())]);
     }
 
     #[test]

@@ -39,23 +39,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             )
         })
         .collect();
-    println!(
-        "{}: {} VM(s) in order",
-        config.vms_dir.display(),
-        scan.vms.len() - strangers.len()
-    );
-    let problems: Vec<&String> = scan
-        .problems
-        .iter()
-        .map(|(_, text)| text)
-        .chain(&strangers)
-        .collect();
+    println!("{}: {} VM(s) in order", config.vms_dir.display(), scan.vms.len() - strangers.len());
+    let problems: Vec<&String> =
+        scan.problems.iter().map(|(_, text)| text).chain(&strangers).collect();
     for problem in &problems {
         eprintln!("{problem}");
     }
-    Ok(if problems.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

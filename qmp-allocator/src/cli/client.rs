@@ -18,18 +18,11 @@ pub(super) struct Client {
 impl Client {
     /// Connects and negotiates.
     pub(super) fn connect(socket: &Path) -> anyhow::Result<Self> {
-        let hint = || {
-            format!(
-                "control socket {}: is `flexvf run` running?",
-                socket.display()
-            )
-        };
+        let hint = || format!("control socket {}: is `flexvf run` running?", socket.display());
         let stream = UnixStream::connect(socket).with_context(hint)?;
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
-        let mut client = Self {
-            reader: BufReader::new(stream),
-        };
+        let mut client = Self { reader: BufReader::new(stream) };
         let greeting = client.line()?;
         if greeting.get("QMP").is_none() {
             bail!("control socket {}: not a flexvf daemon", socket.display());
@@ -50,10 +43,7 @@ impl Client {
             if let Some(error) = answer.get("error") {
                 bail!(
                     "{command}: {}",
-                    error
-                        .get("desc")
-                        .and_then(Value::as_str)
-                        .unwrap_or("refused")
+                    error.get("desc").and_then(Value::as_str).unwrap_or("refused")
                 );
             }
         }

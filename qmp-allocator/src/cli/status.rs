@@ -12,12 +12,7 @@ use super::client::Client;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The daemon's control socket
-    #[arg(
-        short,
-        long,
-        value_name = "PATH",
-        default_value = "/run/flexvf/control.sock"
-    )]
+    #[arg(short, long, value_name = "PATH", default_value = "/run/flexvf/control.sock")]
     socket: PathBuf,
     /// Print the daemon's whole answer as JSON (one object; one a line with --watch)
     #[arg(long)]
@@ -28,9 +23,7 @@ pub(super) struct Args {
 }
 
 fn period(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text
-        .parse()
-        .map_err(|_| "give seconds, such as 2 or 0.5".to_owned())?;
+    let seconds: f64 = text.parse().map_err(|_| "give seconds, such as 2 or 0.5".to_owned())?;
     if (0.1..=86400.0).contains(&seconds) {
         Ok(Duration::from_secs_f64(seconds))
     } else {
@@ -44,23 +37,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let clear = args.watch.is_some() && !args.json && out.is_terminal();
     loop {
         let status = client.ask("query-status")?;
-        let text = if args.json {
-            format!("{status}\n")
-        } else {
-            table::render(&status)
-        };
+        let text = if args.json { format!("{status}\n") } else { table::render(&status) };
         // Home, the text, then clear what is left below: no flicker.
-        let text = if clear {
-            format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
-        } else {
-            text
-        };
+        let text =
+            if clear { format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")) } else { text };
         // A closed pipe (`| head`) is no failure.
-        if out
-            .write_all(text.as_bytes())
-            .and_then(|()| out.flush())
-            .is_err()
-        {
+        if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
             return Ok(ExitCode::SUCCESS);
         }
         match args.watch {

@@ -78,12 +78,10 @@ pub(super) fn load(path: &Path) -> Result<Config, ConfigError> {
     if sample_interval > interval {
         let what = format!("samples {sample_interval:?} apart, decisions {interval:?}");
         let remedy = "sample at least once in each interval";
-        return Err(
-            match raw.sample_interval_s.as_ref().or(raw.interval_s.as_ref()) {
-                Some(at) => text.refuse(at, what, remedy),
-                None => whole(path, what, remedy),
-            },
-        );
+        return Err(match raw.sample_interval_s.as_ref().or(raw.interval_s.as_ref()) {
+            Some(at) => text.refuse(at, what, remedy),
+            None => whole(path, what, remedy),
+        });
     }
     let default = |path: &str| PathBuf::from(path);
     let of = |found: Option<&Spanned<PathBuf>>, other: &str| match found {
@@ -107,12 +105,7 @@ pub(super) fn load(path: &Path) -> Result<Config, ConfigError> {
 }
 
 fn whole(path: &Path, what: impl Into<String>, remedy: &str) -> ConfigError {
-    ConfigError {
-        file: path.into(),
-        line: None,
-        what: what.into(),
-        remedy: remedy.into(),
-    }
+    ConfigError { file: path.into(), line: None, what: what.into(), remedy: remedy.into() }
 }
 
 fn seconds(
@@ -187,10 +180,7 @@ fn pools(path: &Path, text: &Text, raw: &[Spanned<RawPool>]) -> Result<Vec<Pool>
             Kind::Sriov => sriov(text, pool, name, &mut taken)?,
             Kind::Emulated => emulated(text, pool, name, &mut taken)?,
         };
-        pools.push(Pool {
-            name: name.to_owned(),
-            kind,
-        });
+        pools.push(Pool { name: name.to_owned(), kind });
     }
     Ok(pools)
 }
@@ -248,11 +238,7 @@ fn sriov(
     Ok(PoolKind::Sriov(SriovPool {
         pf: interface,
         vfs: vfs.map(|vfs| vfs.iter().map(|vf| *vf.get_ref()).collect()),
-        mac_order: pool
-            .mac_order
-            .as_ref()
-            .map(|m| *m.get_ref())
-            .unwrap_or_default(),
+        mac_order: pool.mac_order.as_ref().map(|m| *m.get_ref()).unwrap_or_default(),
         vlan: pool.vlan.as_ref().map_or(0, |vlan| *vlan.get_ref()),
         spoof_check: pool.spoof_check.as_ref().map(|check| *check.get_ref()),
         trust: trust.is_none_or(|trust| *trust.get_ref()),
@@ -272,12 +258,7 @@ fn emulated(
     foreign(text, pool.vlan.as_ref(), "vlan", "sriov")?;
     foreign(text, pool.spoof_check.as_ref(), "spoof_check", "sriov")?;
     foreign(text, pool.trust.as_ref(), "trust", "sriov")?;
-    foreign(
-        text,
-        pool.max_tx_rate_mbps.as_ref(),
-        "max_tx_rate_mbps",
-        "sriov",
-    )?;
+    foreign(text, pool.max_tx_rate_mbps.as_ref(), "max_tx_rate_mbps", "sriov")?;
     let listed = pool.taps.as_ref().map_or(&[][..], |taps| taps.get_ref());
     if listed.is_empty() {
         let remedy = "add taps = [\"vf0\", …], existing TAPs on the guests' bridge";

@@ -69,15 +69,9 @@ impl Text {
             let at = error.utf8_error().valid_up_to();
             let before = error.as_bytes().get(..at).unwrap_or(&[]);
             let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-            ConfigError {
-                line: Some(line),
-                ..whole("not UTF-8".into(), "save the file as UTF-8")
-            }
+            ConfigError { line: Some(line), ..whole("not UTF-8".into(), "save the file as UTF-8") }
         })?;
-        Ok(Self {
-            file: file.into(),
-            text,
-        })
+        Ok(Self { file: file.into(), text })
     }
 
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {

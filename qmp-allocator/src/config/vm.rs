@@ -111,11 +111,7 @@ fn ports(text: &Text, ports: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<Strin
         return Err(text.refuse(ports, what, "list fewer"));
     }
     // In the order of the file: the first empty one is taken.
-    Ok(ports
-        .get_ref()
-        .iter()
-        .map(|p| p.get_ref().clone())
-        .collect())
+    Ok(ports.get_ref().iter().map(|p| p.get_ref().clone()).collect())
 }
 
 fn weight(text: &Text, weight: Option<&Spanned<u32>>) -> Result<u32, ConfigError> {
@@ -196,10 +192,7 @@ mod tests {
                 replaced("/run/web/qmp", "qmp.sock"),
                 "web.toml:1: \"qmp.sock\" is a relative path; give it in full, from / on",
             ),
-            (
-                format!("{GOOD}weight = 0\n"),
-                "web.toml:4: weight 0; give 1 to 1000",
-            ),
+            (format!("{GOOD}weight = 0\n"), "web.toml:4: weight 0; give 1 to 1000"),
             (
                 format!("{GOOD}pv_interface = \"a/b\"\n"),
                 "web.toml:4: \"a/b\" is no interface name; give 1 to 15 letters, digits, '.', '_' or '-', as `ip link` shows it",
@@ -224,20 +217,14 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_by_its_line() {
         let error = load("web.toml", &format!("{GOOD}\nwieght = 2\n")).unwrap_err();
-        assert!(
-            error.starts_with("web.toml:5: unknown field `wieght`"),
-            "{error}"
-        );
+        assert!(error.starts_with("web.toml:5: unknown field `wieght`"), "{error}");
         assert!(error.ends_with("; correct or remove the key"), "{error}");
     }
 
     #[test]
     fn a_file_name_that_is_no_vm_name_is_refused() {
         let error = load("a b.toml", GOOD).unwrap_err();
-        assert!(
-            error.starts_with("a b.toml: \"a b\" is not a VM name; "),
-            "{error}"
-        );
+        assert!(error.starts_with("a b.toml: \"a b\" is not a VM name; "), "{error}");
     }
 
     #[test]

@@ -36,11 +36,7 @@ impl Session {
         to_daemon: mpsc::Sender<Query>,
         events: broadcast::Receiver<Arc<str>>,
     ) -> Self {
-        Self {
-            to_daemon,
-            events,
-            negotiated: false,
-        }
+        Self { to_daemon, events, negotiated: false }
     }
 
     /// Until the client goes, or breaks the rules.
@@ -111,21 +107,14 @@ impl Session {
                 answer(
                     id,
                     json!(
-                        [
-                            "qmp_capabilities",
-                            "query-status",
-                            "query-version",
-                            "query-commands"
-                        ]
-                        .map(name)
+                        ["qmp_capabilities", "query-status", "query-version", "query-commands"]
+                            .map(name)
                     ),
                 )
             }
-            other => error(
-                id,
-                "CommandNotFound",
-                &format!("the command {other} has not been found"),
-            ),
+            other => {
+                error(id, "CommandNotFound", &format!("the command {other} has not been found"))
+            }
         }
     }
 
@@ -145,9 +134,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// As QMP tells it, since the epoch.
 pub(super) fn timestamp() -> Value {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     json!({"seconds": now.as_secs(), "microseconds": now.subsec_micros()})
 }
 
@@ -168,10 +155,7 @@ fn with_id(id: Option<Value>, mut answer: Value) -> Value {
 
 async fn write(stream: &mut UnixStream, line: &str) -> bool {
     let line = format!("{line}\r\n");
-    matches!(
-        timeout(WRITE_DEADLINE, stream.write_all(line.as_bytes())).await,
-        Ok(Ok(()))
-    )
+    matches!(timeout(WRITE_DEADLINE, stream.write_all(line.as_bytes())).await, Ok(Ok(())))
 }
 
 #[cfg(test)]
@@ -208,10 +192,7 @@ mod tests {
         assert!(answers[0]["QMP"]["version"].is_object());
         assert_eq!(answers[1]["error"]["class"], "CommandNotFound");
         assert_eq!(answers[2], json!({"return": {}, "id": 1}));
-        assert_eq!(
-            answers[3],
-            json!({"return": {"flexvf": VERSION}, "id": "two"})
-        );
+        assert_eq!(answers[3], json!({"return": {"flexvf": VERSION}, "id": "two"}));
         assert_eq!(answers[4]["error"]["class"], "CommandNotFound");
         assert_eq!(answers[5]["error"]["class"], "GenericError");
     }

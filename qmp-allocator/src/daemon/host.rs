@@ -67,10 +67,7 @@ impl Host {
         match &pool.kind {
             PoolKind::Sriov(sriov) => {
                 let vfs = self.sriov_vfs(sriov)?;
-                Ok(vfs
-                    .into_iter()
-                    .map(|(_, address)| VfId::new(address))
-                    .collect())
+                Ok(vfs.into_iter().map(|(_, address)| VfId::new(address)).collect())
             }
             PoolKind::Emulated(emulated) => {
                 for tap in &emulated.taps {
@@ -84,9 +81,7 @@ impl Host {
     /// What a VF of a VM's pool looks like to QEMU.
     pub(super) fn backend(&self, vm: &VmConfig, vf: &VfId) -> Result<Backend, HostError> {
         match &self.pool(vm)?.kind {
-            PoolKind::Sriov(_) => Ok(Backend::Vfio {
-                host: address(vm, vf)?,
-            }),
+            PoolKind::Sriov(_) => Ok(Backend::Vfio { host: address(vm, vf)? }),
             PoolKind::Emulated(EmulatedPool { model, .. }) => Ok(Backend::Nic {
                 model: model.clone(),
                 tap: vf.to_string(),
@@ -119,11 +114,7 @@ impl Host {
                 PoolKind::Emulated(_) => {
                     let link = self.netlink.link(vf.as_str()).await?;
                     // A TAP has a carrier exactly while a process has it open.
-                    if link.carrier {
-                        Err(HostError::TapInUse(link.name))
-                    } else {
-                        Ok(())
-                    }
+                    if link.carrier { Err(HostError::TapInUse(link.name)) } else { Ok(()) }
                 }
             }
         };
@@ -139,11 +130,8 @@ impl Host {
             return Ok(());
         };
         let (index, _) = self.sriov_vf(vm, sriov, vf)?;
-        let parked = VfChange {
-            mac: Some(self.own_mac(vf)),
-            trust: Some(false),
-            ..VfChange::default()
-        };
+        let parked =
+            VfChange { mac: Some(self.own_mac(vf)), trust: Some(false), ..VfChange::default() };
         Ok(self.netlink.set_vf(&sriov.pf, index, &parked).await?)
     }
 
@@ -163,8 +151,7 @@ impl Host {
         match &self.pool(vm)?.kind {
             PoolKind::Sriov(sriov) => self.forward_sriov(&sriov.pf, pv, vm.mac, target).await,
             PoolKind::Emulated(_) => {
-                self.forward_emulated(pv, vf.map(VfId::as_str), vm.mac, target)
-                    .await
+                self.forward_emulated(pv, vf.map(VfId::as_str), vm.mac, target).await
             }
         }
     }
@@ -218,10 +205,7 @@ impl Host {
 
     /// Forgets where a guest's frames went; its ports may be gone already.
     pub(super) async fn withdraw(&self, vm: &VmConfig) {
-        if let Ok(Pool {
-            kind: PoolKind::Sriov(sriov),
-            ..
-        }) = self.pool(vm)
+        if let Ok(Pool { kind: PoolKind::Sriov(sriov), .. }) = self.pool(vm)
             && let Err(error) = self.netlink.filter_remove(&sriov.pf, vm.mac).await
         {
             tracing::warn!(%error, "the PF's filter for this VM was not removed");
@@ -237,18 +221,12 @@ impl Host {
             PoolKind::Sriov(sriov) => {
                 let (index, _) = self.sriov_vf(vm, sriov, vf).ok()?;
                 let vfs = self.netlink.vfs(&sriov.pf).await.ok()?;
-                vfs.into_iter()
-                    .find(|settings| settings.index == index)?
-                    .counters?
+                vfs.into_iter().find(|settings| settings.index == index)?.counters?
             }
             PoolKind::Emulated(_) => self.netlink.link(vf.as_str()).await.ok()?.counters,
         };
         let packets = counters.rx_packets.wrapping_add(counters.tx_packets);
-        Some(Count {
-            epoch: tenure,
-            packets,
-            trust: Trust::Host,
-        })
+        Some(Count { epoch: tenure, packets, trust: Trust::Host })
     }
 
     fn settings(&self, sriov: &SriovPool, vf: &VfId) -> VfChange {
@@ -275,19 +253,12 @@ impl Host {
         let wanted =
             |address: &PciAddress| sriov.vfs.as_ref().is_none_or(|vfs| vfs.contains(address));
         let vfs = self.sysfs.vfs(pf.address)?;
-        if let Some(missing) = sriov
-            .vfs
-            .iter()
-            .flatten()
-            .find(|want| !vfs.iter().any(|vf| vf.address == **want))
+        if let Some(missing) =
+            sriov.vfs.iter().flatten().find(|want| !vfs.iter().any(|vf| vf.address == **want))
         {
             return Err(SysfsError::NoFunction(*missing));
         }
-        Ok(vfs
-            .into_iter()
-            .map(|vf| (vf.index, vf.address))
-            .filter(|(_, at)| wanted(at))
-            .collect())
+        Ok(vfs.into_iter().map(|vf| (vf.index, vf.address)).filter(|(_, at)| wanted(at)).collect())
     }
 
     fn sriov_vf(
@@ -297,18 +268,13 @@ impl Host {
         vf: &VfId,
     ) -> Result<(u32, PciAddress), HostError> {
         let wanted = address(vm, vf)?;
-        let found = self
-            .sriov_vfs(sriov)?
-            .into_iter()
-            .find(|(_, address)| *address == wanted);
+        let found = self.sriov_vfs(sriov)?.into_iter().find(|(_, address)| *address == wanted);
         found.ok_or_else(|| HostError::NoVf(vf.clone(), vm.pool.clone()))
     }
 }
 
 fn address(vm: &VmConfig, vf: &VfId) -> Result<PciAddress, HostError> {
-    vf.as_str()
-        .parse()
-        .map_err(|_| HostError::NoVf(vf.clone(), vm.pool.clone()))
+    vf.as_str().parse().map_err(|_| HostError::NoVf(vf.clone(), vm.pool.clone()))
 }
 
 /// Tells this host from others on the same network; without a machine id all hosts are alike.

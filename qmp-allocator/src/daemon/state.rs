@@ -24,10 +24,7 @@ pub(super) fn read(file: &Path) -> Option<Saved> {
         }
     };
     match serde_json::from_str::<OnDisk>(&text) {
-        Ok(OnDisk {
-            boot_id: written,
-            mut saved,
-        }) => {
+        Ok(OnDisk { boot_id: written, mut saved }) => {
             if written != boot_id() {
                 saved.decided_at_ms = None;
             }
@@ -51,10 +48,7 @@ impl Writer {
     }
 
     pub(super) fn write(&self, saved: &Saved) {
-        let content = OnDisk {
-            boot_id: boot_id(),
-            saved: saved.clone(),
-        };
+        let content = OnDisk { boot_id: boot_id(), saved: saved.clone() };
         let file = self.file.clone();
         // A slow disk must not keep the daemon from its VMs.
         tokio::task::spawn_blocking(move || {
@@ -84,9 +78,7 @@ fn replace(file: &Path, content: &OnDisk) -> io::Result<()> {
 fn read_bounded(file: &Path) -> io::Result<String> {
     let length = std::fs::metadata(file)?.len();
     if length > MAX_BYTES {
-        return Err(io::Error::other(format!(
-            "{length} bytes are too many for a state file"
-        )));
+        return Err(io::Error::other(format!("{length} bytes are too many for a state file")));
     }
     std::fs::read_to_string(file)
 }
@@ -105,19 +97,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("sub/state.json");
         assert_eq!(read(&file), None);
-        let saved = Saved {
-            round: 7,
-            decided_at_ms: Some(5),
-            ..Saved::default()
-        };
-        replace(
-            &file,
-            &OnDisk {
-                boot_id: boot_id(),
-                saved: saved.clone(),
-            },
-        )
-        .unwrap();
+        let saved = Saved { round: 7, decided_at_ms: Some(5), ..Saved::default() };
+        replace(&file, &OnDisk { boot_id: boot_id(), saved: saved.clone() }).unwrap();
         assert_eq!(read(&file), Some(saved));
         std::fs::write(&file, "{\"boot_id\": \"x\", \"sav").unwrap();
         assert_eq!(read(&file), None);
@@ -127,19 +108,8 @@ mod tests {
     fn times_of_an_earlier_boot_are_not_compared_with_this_one() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("state.json");
-        let saved = Saved {
-            round: 7,
-            decided_at_ms: Some(5),
-            ..Saved::default()
-        };
-        replace(
-            &file,
-            &OnDisk {
-                boot_id: "another".into(),
-                saved,
-            },
-        )
-        .unwrap();
+        let saved = Saved { round: 7, decided_at_ms: Some(5), ..Saved::default() };
+        replace(&file, &OnDisk { boot_id: "another".into(), saved }).unwrap();
         assert_eq!(read(&file).unwrap().decided_at_ms, None);
     }
 }

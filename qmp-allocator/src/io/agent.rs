@@ -107,10 +107,8 @@ impl Agent {
     /// # Errors
     /// [`AgentError::Connect`].
     pub async fn connect(socket: &Path, deadline: Duration) -> Result<Self, AgentError> {
-        let failed = |cause: String| AgentError::Connect {
-            socket: socket.display().to_string(),
-            cause,
-        };
+        let failed =
+            |cause: String| AgentError::Connect { socket: socket.display().to_string(), cause };
         let stream = timeout(deadline, UnixStream::connect(socket))
             .await
             .map_err(|_| failed(format!("no connection within {deadline:?}")))?
@@ -119,9 +117,7 @@ impl Agent {
     }
 
     fn over(stream: UnixStream) -> Self {
-        Self {
-            wire: Wire::new(stream),
-        }
+        Self { wire: Wire::new(stream) }
     }
 
     /// Makes sure that the next line read answers the next command sent.
@@ -287,22 +283,13 @@ fn typed<T>(
 ) -> Result<T, AgentError> {
     let command = || command.to_owned();
     let Ok(outcome) = outcome else {
-        return Err(AgentError::Silent {
-            command: command(),
-            deadline,
-        });
+        return Err(AgentError::Silent { command: command(), deadline });
     };
     outcome.map_err(|fault| match fault {
         Fault::Closed => AgentError::Closed,
         Fault::NotFound => AgentError::NotFound { command: command() },
-        Fault::Refused(desc) => AgentError::Refused {
-            command: command(),
-            desc,
-        },
-        Fault::Protocol(what) => AgentError::Protocol {
-            command: command(),
-            what,
-        },
+        Fault::Refused(desc) => AgentError::Refused { command: command(), desc },
+        Fault::Protocol(what) => AgentError::Protocol { command: command(), what },
     })
 }
 

@@ -220,10 +220,7 @@ impl Netlink {
     async fn one_vf(&self, pf: &str, index: u32) -> Result<VfSettings, NetlinkError> {
         let vfs = self.vf_settings(pf).await?;
         let found = vfs.into_iter().find(|vf| vf.index == index);
-        found.ok_or_else(|| NetlinkError::NoVf {
-            pf: pf.to_owned(),
-            index,
-        })
+        found.ok_or_else(|| NetlinkError::NoVf { pf: pf.to_owned(), index })
     }
 
     /// Has a NIC take frames for an address: `bridge fdb add MAC dev INTERFACE self permanent`.
@@ -247,8 +244,7 @@ impl Netlink {
     /// [`NetlinkError`]; that there is none is none.
     pub async fn filter_remove(&self, interface: &str, mac: MacAddr) -> Result<(), NetlinkError> {
         let what = format!("{interface}: removing the filter for {mac}");
-        self.forget(interface, mac, NeighbourFlags::Own, &what)
-            .await
+        self.forget(interface, mac, NeighbourFlags::Own, &what).await
     }
 
     /// Points a bridge to one of its ports for an address: `bridge fdb replace MAC dev PORT master static`.
@@ -273,8 +269,7 @@ impl Netlink {
     /// [`NetlinkError`]; that there is no such entry is none.
     pub async fn bridge_unpoint(&self, port: &str, mac: MacAddr) -> Result<(), NetlinkError> {
         let what = format!("{port}: taking its bridge's entry for {mac}");
-        self.forget(port, mac, NeighbourFlags::Controller, &what)
-            .await
+        self.forget(port, mac, NeighbourFlags::Controller, &what).await
     }
 
     /// What a bridge does by itself at a port, learning addresses and flooding frames for unknown
@@ -293,10 +288,7 @@ impl Netlink {
     ) -> Result<(), NetlinkError> {
         let what = format!("{port}: setting its bridge's learning and flooding");
         let index = self.link(port).await?.index;
-        let change = LinkBridgePort::new(index)
-            .learning(learning)
-            .flood(flood)
-            .build();
+        let change = LinkBridgePort::new(index).learning(learning).flood(flood).build();
         let request = self.handle.link().set_port(change).execute();
         self.within(&what, request).await
     }
@@ -315,9 +307,7 @@ impl Netlink {
         // Asked for by NICs' own tables, and of no account to bridges.
         message.header.state = NeighbourState::Permanent;
         let octets = mac.octets().to_vec();
-        message
-            .attributes
-            .push(NeighbourAttribute::LinkLayerAddress(octets));
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(octets));
         let request = self.handle.neighbours().del(message).execute();
         unless(Errno::ENOENT, self.within(what, request).await)
     }
@@ -329,9 +319,7 @@ impl Netlink {
     ) -> Result<LinkMessage, NetlinkError> {
         let what = format!("{name}: asking for the interface");
         let request = self.handle.link().get().match_name(name.to_owned());
-        let request = request
-            .set_filter_mask(AddressFamily::Unspec, mask)
-            .execute();
+        let request = request.set_filter_mask(AddressFamily::Unspec, mask).execute();
         let answer = async { std::pin::pin!(request).try_next().await };
         match self.within(&what, answer).await {
             Ok(Some(message)) => Ok(message),
@@ -352,18 +340,13 @@ impl Netlink {
         let what = || what.to_owned();
         match timeout(self.deadline, request).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(rtnetlink::Error::NetlinkError(error))) => Err(NetlinkError::Refused {
-                what: what(),
-                cause: error.to_io(),
-            }),
-            Ok(Err(other)) => Err(NetlinkError::Protocol {
-                what: what(),
-                found: other.to_string(),
-            }),
-            Err(_) => Err(NetlinkError::Timeout {
-                what: what(),
-                deadline: self.deadline,
-            }),
+            Ok(Err(rtnetlink::Error::NetlinkError(error))) => {
+                Err(NetlinkError::Refused { what: what(), cause: error.to_io() })
+            }
+            Ok(Err(other)) => {
+                Err(NetlinkError::Protocol { what: what(), found: other.to_string() })
+            }
+            Err(_) => Err(NetlinkError::Timeout { what: what(), deadline: self.deadline }),
         }
     }
 }

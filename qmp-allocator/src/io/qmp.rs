@@ -123,19 +123,14 @@ impl Qmp {
     ) -> Result<(Self, EventStream), QmpError> {
         let until = Instant::now() + deadline;
         let shown = socket.display().to_string();
-        let no_greeting = || QmpError::NoGreeting {
-            socket: shown.clone(),
-        };
+        let no_greeting = || QmpError::NoGreeting { socket: shown.clone() };
         let stream = timeout_at(until, UnixStream::connect(socket))
             .await
             .map_err(|_| no_greeting())?
             .map_err(|cause| match cause.kind() {
                 // The backlog is full: others wait for the same socket.
                 std::io::ErrorKind::WouldBlock => no_greeting(),
-                _ => QmpError::Connect {
-                    socket: shown.clone(),
-                    cause: cause.to_string(),
-                },
+                _ => QmpError::Connect { socket: shown.clone(), cause: cause.to_string() },
             })?;
         let greeted = timeout_at(until, Self::start(stream)).await;
         let (qmp, events) = greeted.map_err(|_| no_greeting())??;
@@ -166,12 +161,8 @@ impl Qmp {
         let (requests, request_queue) = mpsc::channel(MAX_QUEUED_REQUESTS);
         let (event_sender, events) = mpsc::channel(MAX_QUEUED_EVENTS);
         tokio::spawn(task::run(stream, splitter, request_queue, event_sender));
-        let qmp = Self {
-            version: version.into(),
-            pid,
-            requests,
-            next_id: Arc::new(AtomicU64::new(1)),
-        };
+        let qmp =
+            Self { version: version.into(), pid, requests, next_id: Arc::new(AtomicU64::new(1)) };
         Ok((qmp, EventStream(events)))
     }
 
@@ -225,20 +216,14 @@ impl Qmp {
             .map_err(|cause| QmpError::Protocol(format!("{command} has no JSON form: {cause}")))?;
         line.push(b'\n');
         let (sender, answer) = oneshot::channel();
-        let request = task::Request {
-            id,
-            line,
-            answer: sender,
-        };
+        let request = task::Request { id, line, answer: sender };
         let bytes = timeout(deadline, async {
             let sent = self.requests.send(request).await;
             sent.map_err(|_| QmpError::Closed)?;
             answer.await.map_err(|_| QmpError::Closed)
         });
-        let bytes = bytes.await.map_err(|_| QmpError::Timeout {
-            command: command.into(),
-            deadline,
-        })??;
+        let bytes =
+            bytes.await.map_err(|_| QmpError::Timeout { command: command.into(), deadline })??;
         wire::answer(command, &bytes)
     }
 }

@@ -54,11 +54,7 @@ struct Stamp {
 impl Registry {
     /// For a folder, which need not exist yet.
     pub fn new(dir: PathBuf) -> Self {
-        Self {
-            dir,
-            read: BTreeMap::new(),
-            scan: Scan::default(),
-        }
+        Self { dir, read: BTreeMap::new(), scan: Scan::default() }
     }
 
     /// Looks at every file, and reads those that changed. A VM is gone when its file is; a file that
@@ -74,8 +70,7 @@ impl Registry {
                     problems.push((self.dir.clone(), line));
                 }
                 let paths: Vec<_> = paths.into_iter().take(MAX_FILES).collect();
-                self.read
-                    .retain(|path, _| paths.binary_search(path).is_ok());
+                self.read.retain(|path, _| paths.binary_search(path).is_ok());
                 for path in paths {
                     self.look_at(path);
                 }
@@ -120,20 +115,13 @@ impl Registry {
             }
             Err(error) => (None, Some(error.to_string())),
         };
-        let entry = Entry {
-            stamp,
-            good,
-            problem,
-        };
+        let entry = Entry { stamp, good, problem };
         self.read.insert(path, entry);
     }
 
     /// Files in order by name; of two that want the same thing the first one has it.
     fn sorted(&self, problems: Vec<(PathBuf, String)>) -> Scan {
-        let mut scan = Scan {
-            problems,
-            ..Scan::default()
-        };
+        let mut scan = Scan { problems, ..Scan::default() };
         let mut macs: BTreeMap<MacAddr, &Path> = BTreeMap::new();
         let mut sockets: BTreeMap<&Path, &Path> = BTreeMap::new();
         for (path, entry) in &self.read {
@@ -143,14 +131,9 @@ impl Registry {
             let Some(vm) = &entry.good else { continue };
             let taken = [
                 (macs.get(&vm.mac), format!("MAC address {}", vm.mac)),
-                (
-                    sockets.get(vm.qmp.as_path()),
-                    format!("QMP socket {}", vm.qmp.display()),
-                ),
+                (sockets.get(vm.qmp.as_path()), format!("QMP socket {}", vm.qmp.display())),
             ];
-            let taken = taken
-                .into_iter()
-                .find_map(|(other, what)| Some((*other?, what)));
+            let taken = taken.into_iter().find_map(|(other, what)| Some((*other?, what)));
             if let Some((other, what)) = taken {
                 let (file, other) = (path.display(), other.display());
                 let line =
@@ -253,10 +236,7 @@ mod tests {
             panic!("{:?}", scan.problems);
         };
         assert!(a.contains("a.toml:1: "), "{a}");
-        assert!(
-            c.ends_with("c.toml: not a regular file; give a file that can be read"),
-            "{c}"
-        );
+        assert!(c.ends_with("c.toml: not a regular file; give a file that can be read"), "{c}");
     }
 
     #[test]
@@ -270,10 +250,7 @@ mod tests {
         let scan = registry.scan();
         assert_eq!((names(scan), scan.problems.len()), (vec!["a"], 1));
         let line = &scan.problems[0].1;
-        assert!(
-            line.ends_with("(what it said before stays in force)"),
-            "{line}"
-        );
+        assert!(line.ends_with("(what it said before stays in force)"), "{line}");
         fs::write(&path, vm(1)).unwrap();
         assert_eq!(registry.scan().problems, []);
     }

@@ -37,14 +37,8 @@ pub enum StatsError {
 /// [`StatsError`] when the file is absent, not a regular file, or not a page.
 pub fn read(path: &Path) -> Result<Snapshot, StatsError> {
     let shown = || path.display().to_string();
-    let bytes = read_bytes(path).map_err(|cause| StatsError::Read {
-        path: shown(),
-        cause,
-    })?;
-    Snapshot::parse(&bytes).map_err(|cause| StatsError::Page {
-        path: shown(),
-        cause,
-    })
+    let bytes = read_bytes(path).map_err(|cause| StatsError::Read { path: shown(), cause })?;
+    Snapshot::parse(&bytes).map_err(|cause| StatsError::Page { path: shown(), cause })
 }
 
 fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
@@ -70,11 +64,9 @@ mod tests {
 
     fn page() -> Vec<u8> {
         let mut bytes = vec![0; page_bytes(1)];
-        for (word, value) in [
-            (Header::Magic, MAGIC),
-            (Header::Version, VERSION),
-            (Header::QueuePairs, 1),
-        ] {
+        for (word, value) in
+            [(Header::Magic, MAGIC), (Header::Version, VERSION), (Header::QueuePairs, 1)]
+        {
             bytes[word.offset()..word.offset() + 8].copy_from_slice(&value.to_le_bytes());
         }
         let at = Counter::Frames.offset(0, Direction::Rx);

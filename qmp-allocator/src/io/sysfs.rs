@@ -192,9 +192,7 @@ impl Sysfs {
         let dir = self.device(pf);
         let mut vfs = Vec::new();
         for name in names(&dir)? {
-            let index = name
-                .strip_prefix("virtfn")
-                .and_then(|index| index.parse().ok());
+            let index = name.strip_prefix("virtfn").and_then(|index| index.parse().ok());
             let Some(index) = index else { continue };
             let address = target(&dir.join(&name))?.and_then(|device| device.parse().ok());
             vfs.extend(address.map(|address| Vf { index, address }));
@@ -288,10 +286,7 @@ fn present<T>(path: &Path, result: io::Result<T>) -> Result<Option<T>, SysfsErro
 }
 
 fn failed(path: &Path, cause: io::Error) -> SysfsError {
-    SysfsError::Io {
-        path: path.display().to_string(),
-        cause,
-    }
+    SysfsError::Io { path: path.display().to_string(), cause }
 }
 
 /// The last part of where a symbolic link leads.

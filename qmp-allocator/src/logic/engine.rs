@@ -7,154 +7,29 @@
 //! Left out on purpose: how an action is carried out, how long a single one may take (its report
 //! always comes), and everything that is read from files.
 
+mod event;
 mod saved;
 mod seen;
+mod vm;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use flexvf_protocol::VmName;
 
-use super::policy::{self, Candidate, Pin, Strategy};
-use super::rate::{Rate, RateMeter, Sample};
-use super::reconcile::{Desired, Hold, PoolView, Step, VmView, reconcile};
-use super::switch::{Action, Direction, Input, Limits, Outcome, Phase, Record, Report, Tenure};
+use super::policy::{self, Candidate, Pin};
+use super::rate::RateMeter;
+use super::reconcile::{Desired, PoolView, Step, reconcile};
+use super::switch::{Direction, Input, Outcome, Phase, Record, Tenure};
 use super::vf::VfId;
+pub use event::{Command, Event, Settings, SwitchEnd};
 pub use saved::Saved;
 pub use seen::{AgentView, Held, VmSpec};
-
-/// What the engine is set to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// Who deserves a VF.
-    pub strategy: Strategy,
-    /// The paper's T: between two decisions.
-    pub interval: Duration,
-    /// Most switches under way at once, over all pools.
-    pub max_concurrent_switches: usize,
-    /// Of one switch.
-    pub limits: Limits,
-    /// How long the first looks at the VMs found at start may take before VFs are given away.
-    pub first_look: Duration,
-    /// Speed of a VF's link, megabits per second: bounds what a guest may claim.
-    pub link_mbps: u64,
-}
-
-/// Something that was seen.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// Time has passed.
-    Tick,
-    /// A VM is registered, or its registration has changed.
-    Registered {
-        /// Which.
-        vm: VmName,
-        /// What the file says.
-        spec: VmSpec,
-    },
-    /// A VM's registration is gone.
-    Unregistered(VmName),
-    /// A VM's QEMU was asked what it has (after each connection, and when asked for).
-    Observed {
-        /// Which.
-        vm: VmName,
-        /// FlexVF's device in it.
-        held: Option<Held>,
-        /// An empty root port.
-        free_port: Option<String>,
-    },
-    /// A VM's QEMU does not answer, or has ended.
-    Lost {
-        /// Which.
-        vm: VmName,
-        /// The process is known to be gone.
-        exited: bool,
-        /// In words.
-        reason: String,
-    },
-    /// How the agent of a VM is.
-    Agent {
-        /// Which.
-        vm: VmName,
-        /// What is known of it.
-        view: AgentView,
-    },
-    /// A VM's counters were read.
-    Sampled {
-        /// Which.
-        vm: VmName,
-        /// What was read.
-        sample: Sample,
-    },
-    /// A pool was looked at.
-    Pool {
-        /// Which.
-        pool: String,
-        /// Its VFs.
-        vfs: Vec<VfId>,
-        /// What is wrong with it.
-        problem: Option<String>,
-    },
-    /// An action has ended.
-    Done {
-        /// Whose.
-        vm: VmName,
-        /// What came of it.
-        report: Report,
-    },
-    /// QEMU said that a VF's device is gone.
-    Deleted {
-        /// Whose.
-        vm: VmName,
-        /// Which.
-        vf: VfId,
-    },
-}
-
-/// Something to be done.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Command {
-    /// Carry this out and report by [`Event::Done`], within the action's own deadline.
-    Act {
-        /// For whom.
-        vm: VmName,
-        /// With which VF.
-        vf: VfId,
-        /// In which root port.
-        port: String,
-        /// What.
-        action: Action,
-    },
-    /// Ask QEMU what it has, and report by [`Event::Observed`].
-    Observe(VmName),
-    /// The VM is no more: end its task.
-    Forget(VmName),
-    /// Write this down; it cannot be observed.
-    Save(Saved),
-    /// A switch has ended: tell people.
-    Tell(SwitchEnd),
-}
-
-/// A switch that has ended.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
-pub struct SwitchEnd {
-    /// Counts all switches since the daemon began.
-    pub n: u64,
-    /// Whose.
-    pub vm: VmName,
-    /// With which VF.
-    pub vf: VfId,
-    /// How it went.
-    #[serde(flatten)]
-    pub record: Record,
-}
+pub(super) use vm::Backoff;
+use vm::{Qemu, Vm};
 
 /// Ended switches that are remembered for `flexvf status`.
 const MAX_ENDS: usize = 256;
-/// First pause after a failed switch; doubled by each further one.
-const FIRST_BACKOFF: Duration = Duration::from_secs(10);
-/// Longest such pause.
-const MAX_BACKOFF: Duration = Duration::from_secs(600);
 
 /// See the module's text.
 #[derive(Debug)]
@@ -169,33 +44,6 @@ pub struct Engine {
     turns_before: BTreeMap<VmName, u64>,
     began: Duration,
     next_round: Duration,
-}
-
-#[derive(Debug)]
-pub(super) struct Vm {
-    pub(super) spec: VmSpec,
-    pub(super) qemu: Qemu,
-    pub(super) agent: AgentView,
-    pub(super) meter: RateMeter,
-    pub(super) last_interval: Option<(u64, Rate)>,
-    pub(super) hold: Option<(Held, Tenure)>,
-    pub(super) turns: u64,
-    pub(super) backoff: Backoff,
-    unregistered: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Qemu {
-    Unseen,
-    Up { free_port: Option<String> },
-    Lost(String),
-}
-
-#[derive(Debug, Clone, Default)]
-pub(super) struct Backoff {
-    failures: u32,
-    pub(super) until: Duration,
-    pub(super) reason: String,
 }
 
 #[derive(Debug, Default)]
@@ -236,11 +84,9 @@ impl Engine {
                     vm.unregistered = true;
                 }
             }
-            Event::Observed {
-                vm,
-                held,
-                free_port,
-            } => self.on_observed(now, &vm, held, free_port, &mut out),
+            Event::Observed { vm, held, free_port } => {
+                self.on_observed(now, &vm, held, free_port, &mut out)
+            }
             Event::Lost { vm, exited, reason } => self.on_lost(now, &vm, exited, reason, &mut out),
             Event::Agent { vm, view } => {
                 if let Some(vm) = self.vms.get_mut(&vm) {
@@ -267,20 +113,11 @@ impl Engine {
 
     /// The next moment at which it wants a [`Event::Tick`].
     pub fn wake_at(&self, now: Duration) -> Duration {
-        let tenures = self
-            .vms
-            .values()
-            .filter_map(|vm| vm.hold.as_ref()?.1.wake_at());
+        let tenures = self.vms.values().filter_map(|vm| vm.hold.as_ref()?.1.wake_at());
         let backoffs = self.vms.values().map(|vm| vm.backoff.until);
-        let resting = self
-            .pools
-            .values()
-            .flat_map(|pool| pool.vfs.values().map(|vf| vf.until));
+        let resting = self.pools.values().flat_map(|pool| pool.vfs.values().map(|vf| vf.until));
         let first_look = self.began + self.settings.first_look;
-        let pauses = backoffs
-            .chain(resting)
-            .chain([first_look])
-            .filter(|until| *until > now);
+        let pauses = backoffs.chain(resting).chain([first_look]).filter(|until| *until > now);
         tenures.chain(pauses).fold(self.next_round, Duration::min)
     }
 
@@ -290,10 +127,7 @@ impl Engine {
             .vms
             .iter()
             .filter(|(_, vm)| {
-                vm.hold
-                    .as_ref()
-                    .and_then(|hold| hold.1.wake_at())
-                    .is_some_and(|at| at <= now)
+                vm.hold.as_ref().and_then(|hold| hold.1.wake_at()).is_some_and(|at| at <= now)
             })
             .map(|(name, _)| name.clone())
             .collect();
@@ -311,11 +145,8 @@ impl Engine {
         self.next_round = now + self.settings.interval;
         let round = self.round;
         for vm in self.vms.values_mut() {
-            vm.last_interval = vm
-                .meter
-                .end_interval()
-                .map(|rate| (round, rate))
-                .or(vm.last_interval);
+            vm.last_interval =
+                vm.meter.end_interval().map(|rate| (round, rate)).or(vm.last_interval);
             vm.turns += u64::from(vm.on_vf());
         }
         let names: Vec<String> = self.pools.keys().cloned().collect();
@@ -334,10 +165,7 @@ impl Engine {
             let strategy = self.settings.strategy;
             if let Some(pool) = self.pools.get_mut(&name) {
                 let ranking = policy::rank(strategy, &candidates, usable, &mut pool.last_served);
-                pool.desired = Desired {
-                    winners: usable.min(ranking.len()),
-                    ranking,
-                };
+                pool.desired = Desired { winners: usable.min(ranking.len()), ranking };
             }
         }
     }
@@ -375,19 +203,11 @@ impl Engine {
         let Some(vm) = self.vms.get_mut(name) else {
             return;
         };
-        let Qemu::Up {
-            free_port: Some(port),
-        } = vm.qemu.clone()
-        else {
+        let Qemu::Up { free_port: Some(port) } = vm.qemu.clone() else {
             return;
         };
         let (tenure, action) = Tenure::begin(now, limits, reason);
-        out.push(Command::Act {
-            vm: name.clone(),
-            vf: vf.clone(),
-            port: port.clone(),
-            action,
-        });
+        out.push(Command::Act { vm: name.clone(), vf: vf.clone(), port: port.clone(), action });
         vm.hold = Some((Held { vf, port }, tenure));
     }
 
@@ -398,23 +218,13 @@ impl Engine {
         let held = held.clone();
         if let Some(action) = tenure.on(now, input) {
             let Held { vf, port } = held.clone();
-            out.push(Command::Act {
-                vm: name.clone(),
-                vf,
-                port,
-                action,
-            });
+            out.push(Command::Act { vm: name.clone(), vf, port, action });
         }
         let (record, ended) = (tenure.take_record(), tenure.phase() == Phase::Ended);
         if let Some(record) = record {
             self.learn(now, name, &held.vf, &record);
             self.ended += 1;
-            let end = SwitchEnd {
-                n: self.ended,
-                vm: name.clone(),
-                vf: held.vf,
-                record,
-            };
+            let end = SwitchEnd { n: self.ended, vm: name.clone(), vf: held.vf, record };
             if self.ends.len() == MAX_ENDS {
                 self.ends.pop_front();
             }
@@ -436,10 +246,7 @@ impl Engine {
         let Some(vm) = self.vms.get_mut(name) else {
             return;
         };
-        let entry = self
-            .pools
-            .get_mut(&vm.spec.pool)
-            .and_then(|pool| pool.vfs.get_mut(vf));
+        let entry = self.pools.get_mut(&vm.spec.pool).and_then(|pool| pool.vfs.get_mut(vf));
         match &record.outcome {
             Outcome::Done if record.direction == Direction::ToVf => {
                 vm.backoff = Backoff::default();
@@ -483,10 +290,7 @@ impl Engine {
     fn pool_view(&self, now: Duration, pool: &str) -> PoolView {
         let moving = self.vms.values().filter(|vm| vm.is_moving()).count();
         PoolView {
-            vms: self
-                .members(pool)
-                .map(|(name, vm)| vm.view(now, name))
-                .collect(),
+            vms: self.members(pool).map(|(name, vm)| vm.view(now, name)).collect(),
             free: self.free(now, pool),
             usable: self.usable(now, pool),
             budget: self.settings.max_concurrent_switches.saturating_sub(moving),
@@ -500,21 +304,15 @@ impl Engine {
     }
 
     fn usable(&self, now: Duration, pool: &str) -> usize {
-        let quarantined = |vm: &Vm| {
-            vm.phase()
-                .is_some_and(|phase| matches!(phase, Phase::Quarantined(_)))
-        };
-        let held = self
-            .members(pool)
-            .filter(|(_, vm)| vm.hold.is_some() && !quarantined(vm))
-            .count();
+        let quarantined =
+            |vm: &Vm| vm.phase().is_some_and(|phase| matches!(phase, Phase::Quarantined(_)));
+        let held =
+            self.members(pool).filter(|(_, vm)| vm.hold.is_some() && !quarantined(vm)).count();
         self.free(now, pool).len() + held
     }
 
     pub(super) fn holder(&self, vf: &VfId) -> Option<(&VmName, &Vm)> {
-        self.vms
-            .iter()
-            .find(|(_, vm)| vm.hold.as_ref().is_some_and(|(held, _)| held.vf == *vf))
+        self.vms.iter().find(|(_, vm)| vm.hold.as_ref().is_some_and(|(held, _)| held.vf == *vf))
     }
 
     fn holds(&self, vm: &VmName, vf: &VfId) -> bool {
@@ -525,76 +323,6 @@ impl Engine {
     fn first_look_is_over(&self, now: Duration) -> bool {
         now >= self.began + self.settings.first_look
             || (!self.vms.is_empty() && self.vms.values().all(|vm| vm.qemu != Qemu::Unseen))
-    }
-}
-
-impl Vm {
-    pub(super) fn phase(&self) -> Option<Phase> {
-        self.hold.as_ref().map(|(_, tenure)| tenure.phase())
-    }
-
-    pub(super) const fn is_up(&self) -> bool {
-        matches!(self.qemu, Qemu::Up { .. })
-    }
-
-    fn on_vf(&self) -> bool {
-        self.phase() == Some(Phase::OnVf)
-    }
-
-    fn is_moving(&self) -> bool {
-        matches!(self.phase(), Some(Phase::ToVf | Phase::ToPv))
-    }
-
-    /// Why it cannot take a VF now, if it cannot.
-    pub(super) fn unready(&self, now: Duration) -> Option<String> {
-        match &self.qemu {
-            Qemu::Unseen => return Some("QEMU not reached yet".into()),
-            Qemu::Lost(reason) => return Some(reason.clone()),
-            Qemu::Up { free_port: None } => return Some("no empty root port".into()),
-            Qemu::Up { .. } => {}
-        }
-        if let Some(reason) = self.agent.unready() {
-            return Some(reason);
-        }
-        (self.backoff.until > now)
-            .then(|| format!("rests after a failed switch: {}", self.backoff.reason))
-    }
-
-    /// A VM that is away for a moment keeps its place; one without QEMU or agent has none.
-    fn may_be_ranked(&self) -> bool {
-        self.hold.is_some() || (self.is_up() && self.agent.unready().is_none())
-    }
-
-    fn view(&self, now: Duration, name: &VmName) -> VmView {
-        let hold = match self.phase() {
-            None => Hold::Pv {
-                ready: self.unready(now).is_none(),
-            },
-            Some(Phase::OnVf) => Hold::Vf,
-            Some(Phase::ToVf | Phase::Quarantined(_)) => Hold::Arriving,
-            Some(Phase::ToPv | Phase::Ended) => Hold::Leaving,
-        };
-        let must_leave = if self.unregistered {
-            Some("its registration is gone".to_owned())
-        } else {
-            (self.spec.pin == Some(Pin::Pv)).then(|| "pinned to PV".to_owned())
-        };
-        VmView {
-            vm: name.clone(),
-            hold,
-            must_leave,
-        }
-    }
-}
-
-impl Backoff {
-    fn fail(&mut self, now: Duration, reason: &str) {
-        let pause = FIRST_BACKOFF
-            .saturating_mul(1 << self.failures.min(16))
-            .min(MAX_BACKOFF);
-        self.failures = self.failures.saturating_add(1);
-        self.until = now + pause;
-        self.reason = reason.to_owned();
     }
 }
 

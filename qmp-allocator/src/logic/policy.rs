@@ -73,28 +73,15 @@ pub fn rank(
     vfs: usize,
     last_served: &mut Option<VmName>,
 ) -> Vec<Ranked> {
-    let by_pin = |pin| {
-        candidates
-            .iter()
-            .filter(move |candidate| candidate.pin == pin)
-    };
+    let by_pin = |pin| candidates.iter().filter(move |candidate| candidate.pin == pin);
     let mut ranking: Vec<Ranked> = by_pin(Some(Pin::Vf))
-        .map(|candidate| Ranked {
-            vm: candidate.vm.clone(),
-            reason: "pinned to a VF".into(),
-        })
+        .map(|candidate| Ranked { vm: candidate.vm.clone(), reason: "pinned to a VF".into() })
         .collect();
     let open: Vec<&Candidate> = by_pin(None).collect();
     let left = vfs.saturating_sub(ranking.len());
     if open.len() <= left {
-        let reason = format!(
-            "{} VMs, {vfs} VFs: all have one",
-            ranking.len() + open.len()
-        );
-        ranking.extend(open.iter().map(|c| Ranked {
-            vm: c.vm.clone(),
-            reason: reason.clone(),
-        }));
+        let reason = format!("{} VMs, {vfs} VFs: all have one", ranking.len() + open.len());
+        ranking.extend(open.iter().map(|c| Ranked { vm: c.vm.clone(), reason: reason.clone() }));
         return ranking;
     }
     ranking.extend(match strategy {
@@ -113,12 +100,7 @@ mod tests {
 
     pub(super) fn vm(name: &str, rate_pps: f64) -> Candidate {
         let vm = name.parse().unwrap();
-        Candidate {
-            vm,
-            rate_pps: Some(rate_pps),
-            holds_vf: false,
-            pin: None,
-        }
+        Candidate { vm, rate_pps: Some(rate_pps), holds_vf: false, pin: None }
     }
 
     fn names(ranking: &[Ranked]) -> Vec<&str> {
@@ -140,11 +122,7 @@ mod tests {
         for strategy in [Strategy::Fair, Strategy::Activity] {
             let ranking = rank(strategy, &vms, 2, &mut None);
             assert_eq!(ranking.len(), 2);
-            assert!(
-                ranking[0].reason.contains("all have one"),
-                "{}",
-                ranking[0].reason
-            );
+            assert!(ranking[0].reason.contains("all have one"), "{}", ranking[0].reason);
         }
     }
 

@@ -103,10 +103,7 @@ impl RateMeter {
         };
         let pv = self.pv.advance(sample.at, sample.pv, limit);
         let vf = self.vf.advance(sample.at, sample.vf, limit);
-        let trust = sample
-            .vf
-            .filter(|_| vf > 0)
-            .map_or(Trust::Host, |count| count.trust);
+        let trust = sample.vf.filter(|_| vf > 0).map_or(Trust::Host, |count| count.trust);
         if let Some(from) = self.last_at {
             let mut stretch = Stretch::starting(from);
             stretch.add(sample.at, pv, vf, trust);
@@ -149,11 +146,7 @@ impl PathMeter {
             return 0;
         }
         let packets = count.packets.saturating_sub(last.packets);
-        if count.trust == Trust::Guest {
-            packets.min(limit(since))
-        } else {
-            packets
-        }
+        if count.trust == Trust::Guest { packets.min(limit(since)) } else { packets }
     }
 }
 
@@ -168,10 +161,7 @@ struct Stretch {
 
 impl Stretch {
     fn starting(from: Duration) -> Self {
-        Self {
-            from: Some(from),
-            ..Self::default()
-        }
+        Self { from: Some(from), ..Self::default() }
     }
 
     fn begin(&mut self, from: Duration) {
@@ -187,11 +177,7 @@ impl Stretch {
 
     fn rate(&self) -> Option<Rate> {
         let from = self.from?;
-        let seconds = self
-            .to
-            .checked_sub(from)
-            .filter(|span| !span.is_zero())?
-            .as_secs_f64();
+        let seconds = self.to.checked_sub(from).filter(|span| !span.is_zero())?.as_secs_f64();
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Some(Rate {
             pps: self.pv.saturating_add(self.vf) as f64 / seconds,
@@ -214,108 +200,49 @@ mod tests {
     }
 
     fn host(epoch: u64, packets: u64) -> Option<Count> {
-        Some(Count {
-            epoch,
-            packets,
-            trust: Trust::Host,
-        })
+        Some(Count { epoch, packets, trust: Trust::Host })
     }
 
     fn guest(packets: u64) -> Option<Count> {
-        Some(Count {
-            epoch: 1,
-            packets,
-            trust: Trust::Guest,
-        })
+        Some(Count { epoch: 1, packets, trust: Trust::Guest })
     }
 
     #[test]
     fn the_interval_mean_is_packets_over_time_of_both_paths() {
         let mut meter = RateMeter::new(10_000);
-        meter.on_sample(Sample {
-            at: at(10),
-            pv: host(1, 500),
-            vf: guest(0),
-        });
-        meter.on_sample(Sample {
-            at: at(12),
-            pv: host(1, 700),
-            vf: guest(50),
-        });
-        meter.on_sample(Sample {
-            at: at(20),
-            pv: host(1, 1500),
-            vf: guest(500),
-        });
+        meter.on_sample(Sample { at: at(10), pv: host(1, 500), vf: guest(0) });
+        meter.on_sample(Sample { at: at(12), pv: host(1, 700), vf: guest(50) });
+        meter.on_sample(Sample { at: at(20), pv: host(1, 1500), vf: guest(500) });
         let rate = meter.end_interval().unwrap();
         assert_eq!((rate.pps, rate.pv_pps, rate.vf_pps), (150.0, 100.0, 50.0));
-        assert_eq!(
-            (rate.from_ms, rate.to_ms, rate.trust),
-            (10_000, 20_000, Trust::Guest)
-        );
+        assert_eq!((rate.from_ms, rate.to_ms, rate.trust), (10_000, 20_000, Trust::Guest));
         assert_eq!(meter.end_interval(), None);
     }
 
     #[test]
     fn a_reset_never_looks_like_a_rate() {
         let mut meter = RateMeter::new(10_000);
-        meter.on_sample(Sample {
-            at: at(1),
-            pv: host(1, 1_000_000),
-            vf: None,
-        });
-        meter.on_sample(Sample {
-            at: at(2),
-            pv: host(1, 3),
-            vf: None,
-        });
-        meter.on_sample(Sample {
-            at: at(3),
-            pv: host(2, 9_000_000),
-            vf: None,
-        });
-        meter.on_sample(Sample {
-            at: at(4),
-            pv: host(2, 9_000_004),
-            vf: None,
-        });
+        meter.on_sample(Sample { at: at(1), pv: host(1, 1_000_000), vf: None });
+        meter.on_sample(Sample { at: at(2), pv: host(1, 3), vf: None });
+        meter.on_sample(Sample { at: at(3), pv: host(2, 9_000_000), vf: None });
+        meter.on_sample(Sample { at: at(4), pv: host(2, 9_000_004), vf: None });
         assert_eq!(meter.end_interval().unwrap().pps, 4.0 / 3.0);
     }
 
     #[test]
     fn packets_missed_by_a_failed_reading_are_counted_by_the_next_one() {
         let mut meter = RateMeter::new(10_000);
-        meter.on_sample(Sample {
-            at: at(0),
-            pv: host(1, 0),
-            vf: None,
-        });
-        meter.on_sample(Sample {
-            at: at(1),
-            pv: None,
-            vf: None,
-        });
-        meter.on_sample(Sample {
-            at: at(2),
-            pv: host(1, 200),
-            vf: None,
-        });
+        meter.on_sample(Sample { at: at(0), pv: host(1, 0), vf: None });
+        meter.on_sample(Sample { at: at(1), pv: None, vf: None });
+        meter.on_sample(Sample { at: at(2), pv: host(1, 200), vf: None });
         assert_eq!(meter.end_interval().unwrap().pps, 100.0);
     }
 
     #[test]
     fn a_guest_gains_nothing_beyond_its_line_rate() {
         let mut meter = RateMeter::new(1_000);
-        meter.on_sample(Sample {
-            at: at(0),
-            pv: None,
-            vf: guest(0),
-        });
-        meter.on_sample(Sample {
-            at: at(1),
-            pv: None,
-            vf: guest(u64::MAX),
-        });
+        meter.on_sample(Sample { at: at(0), pv: None, vf: guest(0) });
+        meter.on_sample(Sample { at: at(1), pv: None, vf: guest(u64::MAX) });
         assert!(meter.end_interval().unwrap().pps <= 2.0 * line_rate_pps(1_000) + 1.0);
     }
 

@@ -88,43 +88,29 @@ pub fn reconcile(seen: &PoolView, desired: &Desired) -> Vec<Step> {
     let needy: Vec<(&VmView, &Ranked)> = in_rank_order(seen, desired)
         .filter(|(view, _)| wins(&view.vm) && view.may_take())
         .collect();
-    let leaving = seen
-        .vms
-        .iter()
-        .filter(|view| view.hold == Hold::Leaving)
-        .count();
+    let leaving = seen.vms.iter().filter(|view| view.hold == Hold::Leaving).count();
 
     let holders = || seen.vms.iter().filter(|view| view.hold == Hold::Vf);
     let mut steps: Vec<Step> = holders()
         .filter_map(|view| Some((view, view.must_leave.clone()?)))
-        .map(|(view, reason)| Step::Take {
-            vm: view.vm.clone(),
-            reason,
-        })
+        .map(|(view, reason)| Step::Take { vm: view.vm.clone(), reason })
         .collect();
     let coming = seen.free.len() + leaving + steps.len();
-    let mut losers: Vec<&VmView> = holders()
-        .filter(|view| view.must_leave.is_none() && !wins(&view.vm))
-        .collect();
+    let mut losers: Vec<&VmView> =
+        holders().filter(|view| view.must_leave.is_none() && !wins(&view.vm)).collect();
     losers.sort_by_key(|view| std::cmp::Reverse(rank(&view.vm).unwrap_or(usize::MAX)));
     let taken = losers.into_iter().take(needy.len().saturating_sub(coming));
     steps.extend(taken.map(|view| take_for(view, &needy, desired)));
 
     let others = spare_takers(seen, desired, wins);
     let spare = seen.free.len().saturating_sub(needy.len());
-    let takers = needy
-        .into_iter()
-        .map(|(view, ranked)| (view, ranked.reason.clone()));
+    let takers = needy.into_iter().map(|(view, ranked)| (view, ranked.reason.clone()));
     let takers = takers.chain(others.into_iter().take(spare));
-    steps.extend(
-        takers
-            .zip(&seen.free)
-            .map(|((view, reason), vf)| Step::Give {
-                vm: view.vm.clone(),
-                vf: vf.clone(),
-                reason,
-            }),
-    );
+    steps.extend(takers.zip(&seen.free).map(|((view, reason), vf)| Step::Give {
+        vm: view.vm.clone(),
+        vf: vf.clone(),
+        reason,
+    }));
     steps.truncate(seen.budget);
     steps
 }
@@ -140,10 +126,7 @@ fn in_rank_order<'a>(
     desired: &'a Desired,
 ) -> impl Iterator<Item = (&'a VmView, &'a Ranked)> {
     desired.ranking.iter().filter_map(|ranked| {
-        seen.vms
-            .iter()
-            .find(|view| view.vm == ranked.vm)
-            .map(|view| (view, ranked))
+        seen.vms.iter().find(|view| view.vm == ranked.vm).map(|view| (view, ranked))
     })
 }
 
@@ -154,10 +137,7 @@ fn take_for(loser: &VmView, needy: &[(&VmView, &Ranked)], desired: &Desired) -> 
         [(view, ranked)] => format!("{own}; {} takes it: {}", view.vm, ranked.reason),
         _ => own.to_owned(),
     };
-    Step::Take {
-        vm: loser.vm.clone(),
-        reason,
-    }
+    Step::Take { vm: loser.vm.clone(), reason }
 }
 
 /// Who may have what the winners leave over: the rest of the ranking, and VMs newer than it only
@@ -171,22 +151,14 @@ fn spare_takers<'a>(
     let ranked = in_rank_order(seen, desired)
         .filter(|(view, _)| !wins(&view.vm))
         .map(|(view, ranked)| (view, format!("a VF is left over; {}", ranked.reason)));
-    let all_fit = seen
-        .vms
-        .iter()
-        .filter(|view| view.must_leave.is_none())
-        .count()
-        <= seen.usable;
+    let all_fit = seen.vms.iter().filter(|view| view.must_leave.is_none()).count() <= seen.usable;
     let reason = format!("{} VMs, {} VFs: all have one", seen.vms.len(), seen.usable);
     let new = seen
         .vms
         .iter()
         .filter(|view| all_fit && !is_ranked(&view.vm))
         .map(|view| (view, reason.clone()));
-    ranked
-        .chain(new)
-        .filter(|(view, _)| view.may_take())
-        .collect()
+    ranked.chain(new).filter(|(view, _)| view.may_take()).collect()
 }
 
 #[cfg(test)]
@@ -197,36 +169,18 @@ mod tests {
     const ON_PV: Hold = Hold::Pv { ready: true };
 
     fn view(vm: &str, hold: Hold) -> VmView {
-        VmView {
-            vm: vm.parse().unwrap(),
-            hold,
-            must_leave: None,
-        }
+        VmView { vm: vm.parse().unwrap(), hold, must_leave: None }
     }
 
     fn pool(vms: Vec<VmView>, free: &[&str]) -> PoolView {
-        let held = vms
-            .iter()
-            .filter(|view| !matches!(view.hold, Hold::Pv { .. }))
-            .count();
+        let held = vms.iter().filter(|view| !matches!(view.hold, Hold::Pv { .. })).count();
         let usable = held + free.len();
-        PoolView {
-            vms,
-            free: free.iter().map(VfId::new).collect(),
-            usable,
-            budget: 99,
-        }
+        PoolView { vms, free: free.iter().map(VfId::new).collect(), usable, budget: 99 }
     }
 
     fn desired(ranking: &[&str], winners: usize) -> Desired {
-        let ranked = |vm: &&str| Ranked {
-            vm: vm.parse().unwrap(),
-            reason: format!("{vm}'s rank"),
-        };
-        Desired {
-            ranking: ranking.iter().map(ranked).collect(),
-            winners,
-        }
+        let ranked = |vm: &&str| Ranked { vm: vm.parse().unwrap(), reason: format!("{vm}'s rank") };
+        Desired { ranking: ranking.iter().map(ranked).collect(), winners }
     }
 
     fn told(steps: &[Step]) -> Vec<String> {
@@ -248,21 +202,14 @@ mod tests {
 
     #[test]
     fn nothing_more_is_taken_while_a_vf_is_on_its_way_back() {
-        let vms = vec![
-            view("a", Hold::Leaving),
-            view("b", ON_PV),
-            view("c", Hold::Vf),
-        ];
+        let vms = vec![view("a", Hold::Leaving), view("b", ON_PV), view("c", Hold::Vf)];
         assert!(reconcile(&pool(vms, &[]), &desired(&["b", "a", "c"], 1)).is_empty());
     }
 
     #[test]
     fn the_worst_ranked_holder_gives_way_first() {
         let vms = vec![view("a", Hold::Vf), view("b", Hold::Vf), view("c", ON_PV)];
-        assert_eq!(
-            told(&reconcile(&pool(vms, &[]), &desired(&["c", "b", "a"], 1))),
-            ["take a"]
-        );
+        assert_eq!(told(&reconcile(&pool(vms, &[]), &desired(&["c", "b", "a"], 1))), ["take a"]);
     }
 
     #[test]
@@ -275,18 +222,10 @@ mod tests {
     #[test]
     fn a_new_vm_starts_on_pv_unless_there_is_a_vf_for_everyone() {
         let goal = desired(&["a", "b"], 2);
-        let vms = || {
-            vec![
-                view("a", Hold::Vf),
-                view("b", Hold::Pv { ready: false }),
-                view("new", ON_PV),
-            ]
-        };
+        let vms =
+            || vec![view("a", Hold::Vf), view("b", Hold::Pv { ready: false }), view("new", ON_PV)];
         assert!(reconcile(&pool(vms(), &["v1"]), &goal).is_empty());
-        assert_eq!(
-            told(&reconcile(&pool(vms(), &["v1", "v2"]), &goal)),
-            ["v1 to new"]
-        );
+        assert_eq!(told(&reconcile(&pool(vms(), &["v1", "v2"]), &goal)), ["v1 to new"]);
     }
 
     #[test]
@@ -295,10 +234,7 @@ mod tests {
         for view in &mut seen.vms {
             view.must_leave = Some("pinned to PV".into());
         }
-        assert_eq!(
-            told(&reconcile(&seen, &desired(&["b", "a"], 2))),
-            ["take a"]
-        );
+        assert_eq!(told(&reconcile(&seen, &desired(&["b", "a"], 2))), ["take a"]);
     }
 
     fn worlds() -> impl Strategy<Value = (PoolView, Desired)> {
@@ -310,13 +246,7 @@ mod tests {
             Just(Hold::Leaving)
         ];
         let vms = proptest::collection::vec((hold, proptest::bool::weighted(0.1)), 0..12);
-        (
-            vms,
-            0usize..6,
-            Just((0..12).collect::<Vec<usize>>()).prop_shuffle(),
-            0usize..8,
-            0usize..6,
-        )
+        (vms, 0usize..6, Just((0..12).collect::<Vec<usize>>()).prop_shuffle(), 0usize..8, 0usize..6)
             .prop_map(|(vms, free, order, winners, budget)| {
                 let vms: Vec<_> = vms
                     .into_iter()
@@ -331,13 +261,7 @@ mod tests {
                 seen.budget = budget;
                 let ranking: Vec<String> =
                     order.iter().take(10).map(|i| format!("vm{i}")).collect();
-                (
-                    seen,
-                    desired(
-                        &ranking.iter().map(String::as_str).collect::<Vec<_>>(),
-                        winners,
-                    ),
-                )
+                (seen, desired(&ranking.iter().map(String::as_str).collect::<Vec<_>>(), winners))
             })
     }
 

@@ -113,16 +113,8 @@ impl Engine {
             interval_s: self.settings.interval.as_secs_f64(),
             round: self.round,
             next_round_in_s: self.next_round_in(now).as_secs_f64(),
-            pools: self
-                .pools
-                .keys()
-                .map(|name| self.pool_status(now, name))
-                .collect(),
-            vms: self
-                .vms
-                .keys()
-                .filter_map(|name| self.vm_status(now, name))
-                .collect(),
+            pools: self.pools.keys().map(|name| self.pool_status(now, name)).collect(),
+            vms: self.vms.keys().filter_map(|name| self.vm_status(now, name)).collect(),
             switches: self.ends.iter().cloned().collect(),
             problems: Vec::new(),
         }
@@ -140,12 +132,7 @@ impl Engine {
                 None if rest.until > now => ("resting", Some(rest.reason.clone())),
                 None => ("free", None),
             };
-            VfStatus {
-                vf: vf.clone(),
-                state,
-                vm: held.map(|(vm, _)| vm.clone()),
-                reason,
-            }
+            VfStatus { vf: vf.clone(), state, vm: held.map(|(vm, _)| vm.clone()), reason }
         };
         PoolStatus {
             name: name.to_owned(),
@@ -183,12 +170,8 @@ impl Engine {
             trust: rate.map_or(Trust::Host, |rate| rate.trust),
             agent: vm.agent.name(),
             turns: vm.turns,
-            reason: unready
-                .or(ranked)
-                .unwrap_or_else(|| "not ranked yet".to_owned()),
-            last_interval: vm
-                .last_interval
-                .map(|(round, rate)| IntervalStatus { round, rate }),
+            reason: unready.or(ranked).unwrap_or_else(|| "not ranked yet".to_owned()),
+            last_interval: vm.last_interval.map(|(round, rate)| IntervalStatus { round, rate }),
         })
     }
 }

@@ -28,9 +28,14 @@ use std::time::Duration;
 
 use flexvf_protocol::agent::{Path, VfState};
 
+mod action;
 mod record;
+mod state;
+
+pub use action::{Action, Input, Report, Target};
 use record::Recorder;
 pub use record::{Direction, Outcome, Record};
+use state::State;
 
 /// How long the machine waits before it gives up, and between repetitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,105 +55,6 @@ pub struct Limits {
 const JOIN_POLL: Duration = Duration::from_millis(100);
 /// Between two looks at a quarantined VF.
 const QUARANTINE_POLL: Duration = Duration::from_secs(10);
-
-/// Something to be done to the outside world, for this VM and VF. All are idempotent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    /// Host: set the VF's MAC and the like on the PF, bind it to vfio-pci; or fail and say who uses it.
-    Prepare,
-    /// QEMU: `device_add`.
-    Plug,
-    /// Agent: take the VF into the bond; tells how far it is.
-    Join,
-    /// Agent: make this path the bond's active one.
-    Activate(Path),
-    /// Host: forward the VM's frames there (PF filter, bridge FDB).
-    Forward(Target),
-    /// Agent: take the VF out of the bond.
-    Leave,
-    /// QEMU: `device_del`.
-    Unplug,
-    /// QEMU: is the device still there?
-    Look,
-    /// Host: undo what [`Action::Prepare`] did.
-    Sanitise,
-}
-
-/// Where the host forwards a VM's frames.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
-    /// To both paths: whichever the bond uses just now takes them, and the other one drops them.
-    Both,
-    /// To this path.
-    Only(Path),
-}
-
-/// What came of an action.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Report {
-    /// Done.
-    Ok,
-    /// The answer to [`Action::Join`].
-    Vf(VfState),
-    /// The answer to [`Action::Look`], and to an unplug of what is not there.
-    DevicePresent(bool),
-    /// It certainly did not happen.
-    Refused(String),
-    /// No answer in time: it may have happened, or may still.
-    Unknown(String),
-}
-
-/// What the machine is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Input {
-    /// The action that was under way has ended.
-    Done(Report),
-    /// QEMU said DEVICE_DELETED.
-    Deleted,
-    /// QEMU has ended: the kernel has closed the device.
-    Exited,
-    /// Take the VF back.
-    Take {
-        /// In words, for people.
-        reason: String,
-    },
-    /// Time has passed.
-    Tick,
-}
-
-/// Where the machine stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum State {
-    Preparing,
-    Plugging,
-    Joining {
-        deadline: Duration,
-        next_ask: Option<Duration>,
-    },
-    /// The path is the one that is to become active, here and in the two below.
-    Overlapping(Path),
-    Activating(Path),
-    Forwarding(Path),
-    OnVf,
-    Draining {
-        until: Duration,
-    },
-    Releasing,
-    Unplugging {
-        deadline: Duration,
-        repeat_at: Duration,
-    },
-    Quarantined {
-        reason: String,
-        look_at: Duration,
-    },
-    Sanitising,
-    SanitiseFailed {
-        reason: String,
-        retry_at: Duration,
-    },
-    Ended,
-}
 
 /// What the rest of the program may know of a tenure.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,13 +106,7 @@ impl Tenure {
     }
 
     const fn new(limits: Limits, state: State, recorder: Recorder) -> Self {
-        Self {
-            limits,
-            state,
-            busy: false,
-            device_gone: false,
-            recorder,
-        }
+        Self { limits, state, busy: false, device_gone: false, recorder }
     }
 
     /// Where the tenure stands.
@@ -231,10 +131,7 @@ impl Tenure {
         match &self.state {
             State::Joining { deadline, next_ask } => next_ask.map(|ask| ask.min(*deadline)),
             State::Draining { until } => Some(*until),
-            State::Unplugging {
-                deadline,
-                repeat_at,
-            } => Some((*deadline).min(*repeat_at)),
+            State::Unplugging { deadline, repeat_at } => Some((*deadline).min(*repeat_at)),
             State::Quarantined { look_at, .. } => Some(*look_at),
             State::SanitiseFailed { retry_at, .. } => Some(*retry_at),
             _ => None,
@@ -292,10 +189,9 @@ impl Tenure {
                 self.on_moving(now, path, report)
             }
             State::Releasing => self.unplug(now),
-            State::Unplugging {
-                deadline,
-                repeat_at,
-            } => self.on_unplugging(now, deadline, repeat_at, report),
+            State::Unplugging { deadline, repeat_at } => {
+                self.on_unplugging(now, deadline, repeat_at, report)
+            }
             State::Quarantined { reason, .. } => self.on_quarantined(now, reason, report),
             State::Sanitising => self.on_sanitised(now, report),
             State::OnVf | State::Draining { .. } | State::SanitiseFailed { .. } | State::Ended => {
@@ -316,23 +212,16 @@ impl Tenure {
             (State::Overlapping(_), _) => {
                 self.go(now, State::Activating(path), Action::Activate(path))
             }
-            (State::Activating(_), _) => self.go(
-                now,
-                State::Forwarding(path),
-                Action::Forward(Target::Only(path)),
-            ),
+            (State::Activating(_), _) => {
+                self.go(now, State::Forwarding(path), Action::Forward(Target::Only(path)))
+            }
             (_, Path::Vf) => {
                 self.enter(now, State::OnVf);
                 self.recorder.finish(now, Outcome::Done);
                 None
             }
             (_, Path::Pv) => {
-                self.enter(
-                    now,
-                    State::Draining {
-                        until: now + self.limits.drain,
-                    },
-                );
+                self.enter(now, State::Draining { until: now + self.limits.drain });
                 None
             }
         }
@@ -347,20 +236,14 @@ impl Tenure {
                     Report::Vf(state) => {
                         format!("the VF is still {state:?} in the guest").to_lowercase()
                     }
-                    other => other
-                        .failure()
-                        .unwrap_or_else(|| "unexpected answer of the agent".into()),
+                    other => {
+                        other.failure().unwrap_or_else(|| "unexpected answer of the agent".into())
+                    }
                 };
-                self.undo(
-                    now,
-                    format!("not joined within {:?}: {what}", self.limits.join),
-                )
+                self.undo(now, format!("not joined within {:?}: {what}", self.limits.join))
             }
             _ => {
-                self.state = State::Joining {
-                    deadline,
-                    next_ask: Some(now + JOIN_POLL),
-                };
+                self.state = State::Joining { deadline, next_ask: Some(now + JOIN_POLL) };
                 None
             }
         }
@@ -384,16 +267,12 @@ impl Tenure {
                     self.limits.unplug
                 )
             });
-            self.recorder
-                .finish(now, Outcome::Quarantined(reason.clone()));
+            self.recorder.finish(now, Outcome::Quarantined(reason.clone()));
             let look_at = now + QUARANTINE_POLL;
             self.enter(now, State::Quarantined { reason, look_at });
             return None;
         }
-        self.state = State::Unplugging {
-            deadline,
-            repeat_at,
-        };
+        self.state = State::Unplugging { deadline, repeat_at };
         None
     }
 
@@ -420,12 +299,8 @@ impl Tenure {
                 self.recorder.finish(now, outcome);
             }
             Some(reason) => {
-                self.recorder
-                    .finish(now, Outcome::Quarantined(reason.clone()));
-                self.state = State::SanitiseFailed {
-                    reason,
-                    retry_at: now + QUARANTINE_POLL,
-                };
+                self.recorder.finish(now, Outcome::Quarantined(reason.clone()));
+                self.state = State::SanitiseFailed { reason, retry_at: now + QUARANTINE_POLL };
             }
         }
         None
@@ -433,30 +308,18 @@ impl Tenure {
 
     fn on_tick(&mut self, now: Duration) -> Option<Action> {
         match self.state.clone() {
-            State::Joining {
-                deadline,
-                next_ask: Some(ask),
-            } if now >= ask => {
-                self.state = State::Joining {
-                    deadline,
-                    next_ask: None,
-                };
+            State::Joining { deadline, next_ask: Some(ask) } if now >= ask => {
+                self.state = State::Joining { deadline, next_ask: None };
                 Some(self.act(Action::Join))
             }
             State::Draining { until } if now >= until => {
                 self.go(now, State::Releasing, Action::Leave)
             }
-            State::Unplugging {
-                deadline,
-                repeat_at,
-            } if now >= deadline.min(repeat_at) => {
+            State::Unplugging { deadline, repeat_at } if now >= deadline.min(repeat_at) => {
                 // The event may have been lost, or the request; at the end the last look decides.
                 let ask = now < deadline;
                 let repeat_at = now + self.limits.unplug_repeat;
-                self.state = State::Unplugging {
-                    deadline,
-                    repeat_at,
-                };
+                self.state = State::Unplugging { deadline, repeat_at };
                 Some(self.act(if ask { Action::Unplug } else { Action::Look }))
             }
             State::Quarantined { look_at, .. } if now >= look_at => Some(self.act(Action::Look)),
@@ -466,10 +329,7 @@ impl Tenure {
     }
 
     fn on_device_gone(&mut self, now: Duration, why: &Input) -> Option<Action> {
-        if matches!(
-            self.state,
-            State::Ended | State::Sanitising | State::SanitiseFailed { .. }
-        ) {
+        if matches!(self.state, State::Ended | State::Sanitising | State::SanitiseFailed { .. }) {
             return None;
         }
         // While a plug is under way, DEVICE_DELETED can only speak of an earlier device of this id.
@@ -496,13 +356,7 @@ impl Tenure {
     }
 
     fn join(&mut self, now: Duration) -> Action {
-        self.enter(
-            now,
-            State::Joining {
-                deadline: now + self.limits.join,
-                next_ask: None,
-            },
-        );
+        self.enter(now, State::Joining { deadline: now + self.limits.join, next_ask: None });
         self.act(Action::Join)
     }
 
@@ -518,14 +372,7 @@ impl Tenure {
     fn unplug(&mut self, now: Duration) -> Option<Action> {
         let deadline = now + self.limits.unplug;
         let repeat_at = now + self.limits.unplug_repeat;
-        self.go(
-            now,
-            State::Unplugging {
-                deadline,
-                repeat_at,
-            },
-            Action::Unplug,
-        )
+        self.go(now, State::Unplugging { deadline, repeat_at }, Action::Unplug)
     }
 
     fn sanitise(&mut self, now: Duration) -> Option<Action> {
@@ -545,36 +392,6 @@ impl Tenure {
     fn act(&mut self, action: Action) -> Action {
         self.busy = true;
         action
-    }
-}
-
-impl State {
-    /// The step's name in records; a state without one costs no time worth telling.
-    const fn step_name(&self) -> Option<&'static str> {
-        Some(match self {
-            Self::Preparing => "prepare",
-            Self::Plugging => "plug",
-            Self::Joining { .. } => "join",
-            Self::Overlapping(_) => "overlap",
-            Self::Activating(_) => "activate",
-            Self::Forwarding(_) => "forward",
-            Self::Draining { .. } => "drain",
-            Self::Releasing => "release",
-            Self::Unplugging { .. } => "unplug",
-            Self::Sanitising => "sanitise",
-            Self::OnVf | Self::Quarantined { .. } | Self::SanitiseFailed { .. } | Self::Ended => {
-                return None;
-            }
-        })
-    }
-}
-
-impl Report {
-    fn failure(self) -> Option<String> {
-        match self {
-            Self::Refused(reason) | Self::Unknown(reason) => Some(reason),
-            Self::Ok | Self::Vf(_) | Self::DevicePresent(_) => None,
-        }
     }
 }
 

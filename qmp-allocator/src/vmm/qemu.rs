@@ -42,11 +42,7 @@ impl QmpVmm {
         deadline: Duration,
     ) -> Result<(Self, VmmEvents), QmpError> {
         let (qmp, events) = Qmp::connect(socket, deadline).await?;
-        let vmm = Self {
-            qmp,
-            plug_deadline,
-            deadline,
-        };
+        let vmm = Self { qmp, plug_deadline, deadline };
         Ok((vmm, VmmEvents(Source::Qemu(events))))
     }
 
@@ -62,12 +58,7 @@ impl QmpVmm {
 
     async fn do_plug(&self, plug: &Plug) -> Result<(), VmmError> {
         let id = &plug.device_id;
-        if self
-            .devices_by_type()
-            .await?
-            .iter()
-            .any(|(name, _)| name == id)
-        {
+        if self.devices_by_type().await?.iter().any(|(name, _)| name == id) {
             return Err(VmmError::AlreadyThere(id.clone()));
         }
         match self.port_state(&plug.port).await? {
@@ -89,9 +80,7 @@ impl QmpVmm {
                 self.netdev_del(&netdev).await?;
                 let arguments = json!({"type": "tap", "id": netdev, "ifname": tap,
                     "script": "no", "downscript": "no"});
-                let added = self
-                    .qmp
-                    .execute_value("netdev_add", arguments, self.deadline);
+                let added = self.qmp.execute_value("netdev_add", arguments, self.deadline);
                 added.await?;
                 let properties = [
                     ("netdev".to_owned(), json!(netdev)),
@@ -139,12 +128,7 @@ impl QmpVmm {
     }
 
     async fn do_forget(&self, id: &str) -> Result<(), VmmError> {
-        if self
-            .devices_by_type()
-            .await?
-            .iter()
-            .any(|(name, _)| name == id)
-        {
+        if self.devices_by_type().await?.iter().any(|(name, _)| name == id) {
             // Without its back-end the NIC would stay, deaf and dumb.
             return Err(VmmError::AlreadyThere(id.into()));
         }
@@ -165,10 +149,7 @@ impl QmpVmm {
             }
         }
         for id in ports {
-            observation.ports.push(Port {
-                id: id.clone(),
-                state: self.port_state(id).await?,
-            });
+            observation.ports.push(Port { id: id.clone(), state: self.port_state(id).await? });
         }
         Ok(observation)
     }
@@ -191,14 +172,10 @@ impl QmpVmm {
         };
         let kind = if driver == "vfio-pci" {
             let host = self.get(&path, "host").await?;
-            PluggedKind::Vfio {
-                host: host.and_then(|host| host.parse().ok()),
-            }
+            PluggedKind::Vfio { host: host.and_then(|host| host.parse().ok()) }
         } else {
             let mac = self.get(&path, "mac").await?;
-            let tap = id
-                .strip_prefix(ID_PREFIX)
-                .and_then(|rest| rest.strip_prefix(TAP_MARK));
+            let tap = id.strip_prefix(ID_PREFIX).and_then(|rest| rest.strip_prefix(TAP_MARK));
             PluggedKind::Nic {
                 model: driver.to_owned(),
                 tap: tap.map(str::to_owned),
@@ -214,9 +191,7 @@ impl QmpVmm {
         let Some(entries) = self.list(&path).await? else {
             return Ok(PortState::Missing);
         };
-        let Some((child, kind)) = entries
-            .into_iter()
-            .find(|(name, _)| name.starts_with("child["))
+        let Some((child, kind)) = entries.into_iter().find(|(name, _)| name.starts_with("child["))
         else {
             return Ok(PortState::Empty);
         };
@@ -244,10 +219,7 @@ impl QmpVmm {
 
     /// A text property; `None` if the object or the property is not there.
     async fn get(&self, path: &str, property: &str) -> Result<Option<String>, QmpError> {
-        let command = qom_get {
-            path: path.into(),
-            property: property.into(),
-        };
+        let command = qom_get { path: path.into(), property: property.into() };
         match self.qmp.execute(command, self.deadline).await {
             Ok(Value::String(text)) => Ok(Some(text)),
             Ok(_) | Err(QmpError::Refused { .. }) => Ok(None),

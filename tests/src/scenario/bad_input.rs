@@ -30,18 +30,13 @@ pub fn play(options: &Options, host: &Host) -> Result<Outcome> {
             "this scenario needs scripts/testbed/fast-host: it occupies a TAP that stands for a VF"
         );
     }
-    let options = Options {
-        guests: 2,
-        ..options.clone()
-    };
+    let options = Options { guests: 2, ..options.clone() };
     let mut host = host.clone();
     host.vfs.insert(0, STRAY_TAP.into());
     let host = &host;
     let mut failures = refused_configurations(&options, host)?;
-    let broken_pool = format!(
-        "\n[[pool]]\nname = \"broken\"\nkind = \"sriov\"\npf = \"{}\"\n",
-        host.pf
-    );
+    let broken_pool =
+        format!("\n[[pool]]\nname = \"broken\"\nkind = \"sriov\"\npf = \"{}\"\n", host.pf);
     let config = host.daemon_config(options.strategy.name(), options.interval) + &broken_pool;
     let stray = |number| match number {
         2 => vec![
@@ -62,9 +57,8 @@ pub fn play(options: &Options, host: &Host) -> Result<Outcome> {
     stage.start_daemon()?;
     failures.extend(look_for(&mut stage, &options, mistakes(host, &mac))?);
     let limit_s = 4.0 * options.interval as f64;
-    let served = stage.tick_until(limit_s, |status| {
-        status.holders().iter().any(|vm| vm.as_str() == "vm1")
-    })?;
+    let served = stage
+        .tick_until(limit_s, |status| status.holders().iter().any(|vm| vm.as_str() == "vm1"))?;
     match served {
         Some(_) => stage.say("vm1, which is in order, has a VF"),
         None => failures.push("vm1 is in order and got no VF".into()),
@@ -112,10 +106,7 @@ fn refused_configurations(options: &Options, host: &Host) -> Result<Vec<String>>
 fn only_line(output: &Output) -> Option<String> {
     let text = String::from_utf8_lossy(&output.stderr);
     let mut lines = text.lines().filter(|line| !line.trim().is_empty());
-    let line = lines
-        .next()
-        .filter(|_| !output.status.success())?
-        .to_owned();
+    let line = lines.next().filter(|_| !output.status.success())?.to_owned();
     lines.next().is_none().then_some(line)
 }
 
@@ -124,8 +115,7 @@ fn write_registrations(host: &Host, mac_of_vm1: &str) -> Result<()> {
     let write = |name: &str, text: String| fs::write(host.vms_dir().join(name), text);
     let alone = |name: &str, mac: &str| {
         let folder = |name: &str| host.run.join(name).display().to_string();
-        good.replace(&folder("vm1"), &folder(name))
-            .replace(mac_of_vm1, mac)
+        good.replace(&folder("vm1"), &folder(name)).replace(mac_of_vm1, mac)
     };
     let typo = alone("typo", "52:54:00:00:00:71") + "wieght = 3\n";
     write("typo.toml", typo)?;
@@ -147,10 +137,7 @@ fn mistakes(host: &Host, mac: &str) -> Vec<Mistake> {
         mistake("unknown key in a VM file", &[&["typo.toml"], &["wieght"]]),
         mistake("missing socket", &[&["ghost/qmp.sock"]]),
         // The testbed's uplink is a veth: what it lacks first is a PCI device.
-        mistake(
-            "PF without SR-IOV",
-            &[&[&host.pf], &["SR-IOV", "no PCI device"]],
-        ),
+        mistake("PF without SR-IOV", &[&[&host.pf], &["SR-IOV", "no PCI device"]]),
         mistake("VF in use", &[&[STRAY_TAP], &["in use"]]),
         mistake("root port occupied", &[&["vm2"], &["flexvf-port-0"]]),
         mistake("two VMs with one MAC", &[&["vm9"], &[mac]]),
@@ -170,26 +157,20 @@ fn look_for(
         let mut lines = stage.watch.last().complaints();
         lines.extend(logged.lines().map(str::to_owned));
         let mut told = Vec::new();
-        mistakes.retain(
-            |mistake| match lines.iter().find(|line| mistake.is_told_by(line)) {
-                Some(line) => {
-                    told.push(format!("{}: {line}", mistake.name));
-                    false
-                }
-                None => true,
-            },
-        );
+        mistakes.retain(|mistake| match lines.iter().find(|line| mistake.is_told_by(line)) {
+            Some(line) => {
+                told.push(format!("{}: {line}", mistake.name));
+                false
+            }
+            None => true,
+        });
         told.iter().for_each(|line| stage.say(line));
         if mistakes.is_empty() {
             break;
         }
     }
     let missed = mistakes.iter().map(|mistake| {
-        let wanted: Vec<_> = mistake
-            .groups
-            .iter()
-            .map(|group| group.join(" or "))
-            .collect();
+        let wanted: Vec<_> = mistake.groups.iter().map(|group| group.join(" or ")).collect();
         format!("{}: no line names {}", mistake.name, wanted.join(" and "))
     });
     Ok(missed.collect())

@@ -24,20 +24,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Plays it; always with the activity strategy, under which it is known who should hold the VFs.
 pub fn play(options: &Options, host: &Host) -> Result<Outcome> {
-    let options = Options {
-        strategy: Strategy::Activity,
-        ..options.clone()
-    };
+    let options = Options { strategy: Strategy::Activity, ..options.clone() };
     let mut stage = Stage::build(&options, host)?;
     let streams_ms = begin(&mut stage, &options)?;
     let interval_s = options.interval as f64;
     let mut failures = judge::shifts(&[shift(&mut stage, &options, 0, 2.0 * interval_s)?]);
-    for (kill, &after_ms) in KILL_AFTER_MS
-        .iter()
-        .cycle()
-        .take(options.rounds)
-        .enumerate()
-    {
+    for (kill, &after_ms) in KILL_AFTER_MS.iter().cycle().take(options.rounds).enumerate() {
         failures.extend(kill_daemon(&mut stage, &options, kill + 1, after_ms)?);
     }
     failures.extend(stage.wrong_macs()?);
@@ -60,18 +52,13 @@ fn kill_daemon(
     stage.set_loads(&loads)?;
     let began = stage.tick_until(2.0 * interval_s, |status| status.is_switching())?;
     if began.is_none() {
-        return Ok(vec![format!(
-            "no switch began although {} became busiest",
-            names(&expected)
-        )]);
+        return Ok(vec![format!("no switch began although {} became busiest", names(&expected))]);
     }
     sleep(Duration::from_millis(after_ms));
     stage.kill_daemon()?;
     let mut failures = Vec::new();
     let plugged = stage.plugged()?;
-    stage.say(format!(
-        "killed flexvf in the middle of a switch; plugged: {plugged:?}"
-    ));
+    stage.say(format!("killed flexvf in the middle of a switch; plugged: {plugged:?}"));
     sleep(PAUSE);
     stage.start_daemon()?;
     // A whole interval to learn the rates anew, then the switches.
@@ -79,9 +66,9 @@ fn kill_daemon(
     let followed_s = stage.tick_until(limit_s, |status| status.holders() == expected)?;
     let who = names(&expected);
     match followed_s {
-        Some(after_s) => stage.say(format!(
-            "the VFs are with {who}, {after_s:.0} s after the new start"
-        )),
+        Some(after_s) => {
+            stage.say(format!("the VFs are with {who}, {after_s:.0} s after the new start"))
+        }
         None => failures.push(format!(
             "kill {phase} of flexvf: {who} did not hold the VFs {limit_s:.0} s after its new start"
         )),

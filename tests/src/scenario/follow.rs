@@ -71,11 +71,7 @@ pub fn shift(stage: &mut Stage, options: &Options, phase: usize, limit_s: f64) -
         Some(after_s) => format!("the VFs are with {who}, {after_s:.0} s after the load moved"),
         None => format!("the VFs are still not with {who}"),
     });
-    Ok(Shift {
-        expected,
-        followed_s,
-        limit_s,
-    })
+    Ok(Shift { expected, followed_s, limit_s })
 }
 
 /// Lets the daemon go round until everybody has had as many turns, moving the load all the while.
@@ -105,13 +101,8 @@ fn take_turns(stage: &mut Stage, options: &Options) -> Result<Vec<String>> {
 /// The daemon's word against QEMU's, at a moment without switches.
 pub fn vfs_are_where_flexvf_says(stage: &mut Stage) -> Result<Vec<String>> {
     const LIMIT_S: f64 = 60.0;
-    if stage
-        .tick_until(LIMIT_S, |status| !status.is_switching())?
-        .is_none()
-    {
-        return Ok(vec![format!(
-            "flexvf is still switching after {LIMIT_S:.0} s"
-        )]);
+    if stage.tick_until(LIMIT_S, |status| !status.is_switching())?.is_none() {
+        return Ok(vec![format!("flexvf is still switching after {LIMIT_S:.0} s")]);
     }
     let plugged = stage.plugged()?;
     let status = stage.watch.last();
@@ -146,11 +137,7 @@ pub fn conclude(
         passed: failures.is_empty(),
         failures,
     };
-    let details = Details {
-        losses,
-        intervals,
-        log: std::mem::take(&mut stage.log),
-    };
+    let details = Details { losses, intervals, log: std::mem::take(&mut stage.log) };
     let details = serde_json::to_string_pretty(&details)?;
     std::fs::write(stage.host.log("details.json"), details)?;
     Ok(outcome)
@@ -166,10 +153,7 @@ fn probes_of(report: &VmReport) -> [Probe; 2] {
         duplicated: stream.counts.duplicated,
         longest_gap_ms: stream.counts.longest_gap_ms,
     };
-    [
-        probe(TO_GUEST, &report.to_guest),
-        probe(FROM_GUEST, &report.from_guest),
-    ]
+    [probe(TO_GUEST, &report.to_guest), probe(FROM_GUEST, &report.from_guest)]
 }
 
 const TO_GUEST: &str = "to_guest";
@@ -177,11 +161,8 @@ const FROM_GUEST: &str = "from_guest";
 
 fn losses_of(stage: &Stage, reports: &[VmReport]) -> Vec<Cause> {
     let streams = reports.iter().flat_map(|report| {
-        [
-            (TO_GUEST, &report.to_guest),
-            (FROM_GUEST, &report.from_guest),
-        ]
-        .map(|(direction, stream)| (&report.vm, direction, stream))
+        [(TO_GUEST, &report.to_guest), (FROM_GUEST, &report.from_guest)]
+            .map(|(direction, stream)| (&report.vm, direction, stream))
     });
     let causes = streams.flat_map(|(vm, direction, stream)| {
         stream.losses.iter().map(move |loss| Cause {
@@ -206,9 +187,7 @@ fn rates_of(
         let (mut generated, mut seen, mut seconds) = (0.0, 0.0, 0.0);
         for interval in stage.watch.intervals(&vm, from_ms, to_ms) {
             let length_s = interval.to_ms.saturating_sub(interval.from_ms) as f64 / 1000.0;
-            let in_window = stage
-                .peer
-                .generated(&vm, interval.from_ms, interval.to_ms)?;
+            let in_window = stage.peer.generated(&vm, interval.from_ms, interval.to_ms)?;
             let Some(packets) = in_window.filter(|_| length_s > 0.0) else {
                 continue;
             };
@@ -222,11 +201,7 @@ fn rates_of(
             });
         }
         if seconds > 0.0 {
-            rates.push(Rate {
-                vm,
-                generated_pps: generated / seconds,
-                seen_pps: seen / seconds,
-            });
+            rates.push(Rate { vm, generated_pps: generated / seconds, seen_pps: seen / seconds });
         }
     }
     Ok((rates, details))
@@ -240,48 +215,21 @@ fn tell(
     rates: &[Rate],
 ) {
     for probe in probes {
-        let Probe {
-            vm,
-            direction,
-            sent,
-            lost,
-            duplicated,
-            longest_gap_ms,
-            ..
-        } = probe;
+        let Probe { vm, direction, sent, lost, duplicated, longest_gap_ms, .. } = probe;
         stage.say(format!(
             "{vm:<6} probes {direction:<10} sent {sent:>6}, lost {lost}, duplicated {duplicated}, longest gap {longest_gap_ms} ms"
         ));
     }
-    for Cause {
-        vm,
-        direction,
-        lost,
-        during,
-        ..
-    } in losses
-    {
+    for Cause { vm, direction, lost, during, .. } in losses {
         stage.say(format!("{vm:<6} lost {lost} {direction} during {during}"));
     }
-    for VmReport {
-        vm,
-        load_sent,
-        load_received,
-        send_errors,
-        ..
-    } in reports
-    {
+    for VmReport { vm, load_sent, load_received, send_errors, .. } in reports {
         stage.say(format!(
             "{vm:<6} load to guest {} of {} arrived, from guest {} of {}; refused by a kernel: {send_errors}",
             load_received.0, load_sent.0, load_received.1, load_sent.1
         ));
     }
-    for Rate {
-        vm,
-        generated_pps,
-        seen_pps,
-    } in rates
-    {
+    for Rate { vm, generated_pps, seen_pps } in rates {
         stage.say(format!(
             "{vm:<6} generated {generated_pps:.1} packets/s, flexvf saw {seen_pps:.1}"
         ));

@@ -129,13 +129,6 @@ pub fn run(options: &Options) -> Result<bool> {
     for failure in &outcome.failures {
         println!("FAILED: {failure}");
     }
-    println!(
-        "{}",
-        if outcome.passed {
-            "passed"
-        } else {
-            "not passed"
-        }
-    );
+    println!("{}", if outcome.passed { "passed" } else { "not passed" });
     Ok(outcome.passed)
 }

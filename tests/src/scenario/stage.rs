@@ -93,10 +93,7 @@ impl Stage {
             host.vfs.join(" "),
             host.accel
         ));
-        let launch = Launch {
-            script: options.guest_script.clone(),
-            memory_mib: options.memory,
-        };
+        let launch = Launch { script: options.guest_script.clone(), memory_mib: options.memory };
         for number in 1..=options.guests {
             let guest = Guest::start(host, &launch, number, &qemu_options(number))?;
             stage.guests.push(guest);
@@ -210,10 +207,7 @@ impl Stage {
     /// Ticks until the daemon decides again, for `limit_s` at most.
     pub fn await_decision(&mut self, limit_s: f64) -> Result<()> {
         let round = self.watch.last().round;
-        if self
-            .tick_until(limit_s, |status| status.round > round)?
-            .is_none()
-        {
+        if self.tick_until(limit_s, |status| status.round > round)?.is_none() {
             bail!("flexvf made no decision in {limit_s:.0} s");
         }
         Ok(())
@@ -284,10 +278,7 @@ impl Stage {
             }
             if now_ms() > end_ms {
                 let (who, out) = (names(&waiting), self.host.out.display());
-                bail!(
-                    "{who} did not answer within {} s; see their logs in {out}",
-                    limit.as_secs()
-                );
+                bail!("{who} did not answer within {} s; see their logs in {out}", limit.as_secs());
             }
             sleep(POLL);
         }

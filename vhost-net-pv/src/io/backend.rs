@@ -46,17 +46,8 @@ impl Backend {
         offered: u64,
         set_mtu: Box<dyn FnMut(u16) -> io::Result<()> + Send>,
     ) -> Self {
-        let rings = (0..workers.len() * 2)
-            .map(|_| RingState::default())
-            .collect();
-        Self {
-            workers,
-            offered,
-            accepted: 0,
-            regions: Regions::default(),
-            rings,
-            set_mtu,
-        }
+        let rings = (0..workers.len() * 2).map(|_| RingState::default()).collect();
+        Self { workers, offered, accepted: 0, regions: Regions::default(), rings, set_mtu }
     }
 
     /// Number of rings.
@@ -103,9 +94,7 @@ impl Backend {
     fn order(&self, ring: usize, order: Order) -> VhostResult<u16> {
         let (pair, _) = place(ring);
         let worker = self.workers.get(pair).ok_or(VhostError::InvalidParam)?;
-        worker
-            .order(order)
-            .map_err(|error| VhostError::ReqHandlerError(io::Error::other(error)))
+        worker.order(order).map_err(|error| VhostError::ReqHandlerError(io::Error::other(error)))
     }
 
     fn order_all(&self, order: impl Fn() -> Order) -> VhostResult<()> {
@@ -170,10 +159,7 @@ impl VhostUserBackendReqHandlerMut for Backend {
             return Err(VhostError::InvalidParam);
         }
         if features != self.accepted {
-            debug!(
-                features = format_args!("{features:#x}"),
-                "features accepted"
-            );
+            debug!(features = format_args!("{features:#x}"), "features accepted");
         }
         self.accepted = features;
         let negotiated = Negotiated::new(features);

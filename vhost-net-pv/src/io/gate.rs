@@ -125,9 +125,7 @@ impl<'s> Connection<'s> {
         let message = self.receive()?;
         debug!(request = ?FrontendReq::try_from(message.head.request), fds = message.fds.len());
         let payload = message.bytes.get(HEAD_BYTES..).unwrap_or_default();
-        let action = self
-            .gate
-            .decide(&message.head, payload, message.fds.len())?;
+        let action = self.gate.decide(&message.head, payload, message.fds.len())?;
         let mut backend = lock(&self.backend);
         let result = match action {
             Action::Pass => {
@@ -185,11 +183,7 @@ impl<'s> Connection<'s> {
         let (at_head, payload) = bytes.split_at_mut(HEAD_BYTES);
         at_head.copy_from_slice(&head_bytes);
         self.front.read_exact(payload)?;
-        Ok(Message {
-            head,
-            bytes,
-            fds: received.fds,
-        })
+        Ok(Message { head, bytes, fds: received.fds })
     }
 
     /// Lets the crate's parser handle a message, and passes its reply on.
@@ -206,16 +200,11 @@ impl<'s> Connection<'s> {
         let handled = self.parser.handle_request();
         let mut reply = [0; MAX_PAYLOAD];
         match self.inner.read(&mut reply) {
-            Ok(length) => self
-                .front
-                .write_all(reply.get(..length).unwrap_or_default())?,
+            Ok(length) => self.front.write_all(reply.get(..length).unwrap_or_default())?,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error.into()),
         }
-        handled.map_err(|source| End::Rejected {
-            request: message.head.request,
-            source,
-        })
+        handled.map_err(|source| End::Rejected { request: message.head.request, source })
     }
 }
 

@@ -40,12 +40,7 @@ impl Netdev {
     /// # Errors
     /// The system gives no socket.
     pub fn new() -> io::Result<Self> {
-        let socket = socket(
-            AddressFamily::Inet,
-            SockType::Datagram,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
+        let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
         Ok(Self { socket })
     }
 
@@ -110,9 +105,5 @@ pub(super) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 fn refused(action: &'static str, interface: &str) -> impl FnOnce(io::Error) -> NetdevError {
     let interface = interface.to_owned();
-    move |cause| NetdevError::Refused {
-        action,
-        interface,
-        cause,
-    }
+    move |cause| NetdevError::Refused { action, interface, cause }
 }

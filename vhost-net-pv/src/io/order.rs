@@ -65,20 +65,13 @@ pub(super) struct WorkerHandle {
 impl WorkerHandle {
     /// Starts the thread of a queue pair.
     pub(super) fn spawn(pair: usize, port: Box<dyn Port>, page: &StatsPage) -> io::Result<Self> {
-        let wake = Arc::new(EventFd::from_flags(
-            EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC,
-        )?);
+        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let (orders, inbox) = channel();
         let worker = Worker::new(pair, port, page, inbox, Arc::clone(&wake))?;
         let thread = std::thread::Builder::new()
             .name(format!("queue-{pair}"))
             .spawn(move || worker.run())?;
-        Ok(Self {
-            pair,
-            orders,
-            wake,
-            thread: Some(thread),
-        })
+        Ok(Self { pair, orders, wake, thread: Some(thread) })
     }
 
     /// Gives an order and waits until it is in force.

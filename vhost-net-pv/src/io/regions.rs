@@ -48,8 +48,7 @@ impl Regions {
     /// Gives up the region that starts where this one does.
     pub(super) fn remove(&mut self, region: &VhostUserMemoryRegion) -> VhostResult<()> {
         let before = self.0.len();
-        self.0
-            .retain(|mapped| mapped.guest_address != region.guest_phys_addr);
+        self.0.retain(|mapped| mapped.guest_address != region.guest_phys_addr);
         match self.0.len() == before {
             true => Err(VhostError::InvalidParam),
             false => Ok(()),

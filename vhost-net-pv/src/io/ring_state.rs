@@ -29,12 +29,7 @@ impl RingState {
     pub(super) fn setup(&self) -> Option<RingSetup> {
         let [descriptors, available, used] = self.addresses?;
         Some(RingSetup {
-            layout: Layout {
-                size: self.size,
-                descriptors,
-                available,
-                used,
-            },
+            layout: Layout { size: self.size, descriptors, available, used },
             next_available: self.base,
             enabled: self.enabled,
             kick: Arc::clone(self.kick.as_ref()?),

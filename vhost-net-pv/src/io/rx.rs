@@ -40,10 +40,7 @@ struct Held {
 
 impl RxState {
     pub(super) fn new() -> Self {
-        Self {
-            spill: vec![0; MAX_FRAME].into_boxed_slice(),
-            held: None,
-        }
+        Self { spill: vec![0; MAX_FRAME].into_boxed_slice(), held: None }
     }
 
     /// Forgets a frame that was meant for an earlier guest.
@@ -168,8 +165,7 @@ impl<'m> RxPump<'m> {
         let in_place = self.window_bytes() - self.negotiated.header_bytes;
         self.target.clear();
         let pieces = self.pieces.get(self.spent..).unwrap_or_default();
-        self.target
-            .extend(memory::pieces(pieces, self.negotiated.header_bytes));
+        self.target.extend(memory::pieces(pieces, self.negotiated.header_bytes));
         let mut header: RawHeader = [0; HEADER_BYTES];
         match port.receive(&mut header, &self.target, &mut state.spill) {
             // Such as an interface that was deleted or is down: no frames until that ends.
@@ -309,20 +305,14 @@ impl<'m> RxPump<'m> {
 
     fn resolve(&mut self, head: u16) -> Result<Chain, Malformed> {
         let before = self.pieces.len();
-        let bytes = self
-            .ring
-            .walk(head, Access::DeviceWrites, &mut self.pieces)?;
+        let bytes = self.ring.walk(head, Access::DeviceWrites, &mut self.pieces)?;
         let pieces = self.pieces.len() - before;
         let fits = self.pieces.len() - self.spent <= MAX_PIECES;
         if bytes <= self.negotiated.header_bytes || !fits {
             self.pieces.truncate(before);
             return Err(Malformed::TooShort);
         }
-        Ok(Chain {
-            head,
-            pieces,
-            bytes,
-        })
+        Ok(Chain { head, pieces, bytes })
     }
 
     fn window_bytes(&self) -> usize {
@@ -407,8 +397,7 @@ mod tests {
         fn run(&mut self) -> Turn {
             loop {
                 let turn =
-                    self.pump
-                        .turn(&mut self.port, &mut self.state, &mut self.counters, None);
+                    self.pump.turn(&mut self.port, &mut self.state, &mut self.counters, None);
                 if turn != Turn::More {
                     return turn;
                 }
@@ -448,9 +437,7 @@ mod tests {
     }
 
     fn frame(length: usize, seed: u8) -> Vec<u8> {
-        (0..length)
-            .map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed))
-            .collect()
+        (0..length).map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed)).collect()
     }
 
     #[test]

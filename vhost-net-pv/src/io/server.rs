@@ -61,10 +61,7 @@ impl FrontEnds {
     /// # Errors
     /// [`SocketError`] when the path is taken or unusable.
     pub fn listen(path: &Path) -> Result<Self, SocketError> {
-        let failed = |cause| SocketError::System {
-            path: path.to_owned(),
-            cause,
-        };
+        let failed = |cause| SocketError::System { path: path.to_owned(), cause };
         if let Ok(metadata) = fs::symlink_metadata(path) {
             if !metadata.file_type().is_socket() {
                 return Err(SocketError::NotASocket(path.to_owned()));
@@ -142,17 +139,10 @@ impl Device {
         let stats = parts.stats;
         let offered = features::offered(parts.ports.len(), parts.offloads);
         let spawn = |(pair, port)| WorkerHandle::spawn(pair, port, &stats);
-        let workers: Arc<[WorkerHandle]> = parts
-            .ports
-            .into_iter()
-            .enumerate()
-            .map(spawn)
-            .collect::<io::Result<_>>()?;
+        let workers: Arc<[WorkerHandle]> =
+            parts.ports.into_iter().enumerate().map(spawn).collect::<io::Result<_>>()?;
         let backend = Backend::new(workers, offered, parts.set_mtu);
-        Ok(Self {
-            backend: Arc::new(Mutex::new(backend)),
-            stats,
-        })
+        Ok(Self { backend: Arc::new(Mutex::new(backend)), stats })
     }
 
     /// Serves front-ends until stopped, or until the only one has gone.
@@ -264,16 +254,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("nic.sock");
         let _listener = UnixListener::bind(&path).unwrap();
-        assert!(matches!(
-            FrontEnds::listen(&path),
-            Err(SocketError::InUse(_))
-        ));
+        assert!(matches!(FrontEnds::listen(&path), Err(SocketError::InUse(_))));
         let file = folder.path().join("file");
         fs::write(&file, "kept").unwrap();
-        assert!(matches!(
-            FrontEnds::listen(&file),
-            Err(SocketError::NotASocket(_))
-        ));
+        assert!(matches!(FrontEnds::listen(&file), Err(SocketError::NotASocket(_))));
         assert_eq!(fs::read(&file).unwrap(), b"kept");
     }
 }

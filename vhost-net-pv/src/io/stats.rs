@@ -58,10 +58,7 @@ impl StatsPage {
             path: PathBuf::from("(memory)"),
             cause: io::Error::other(error),
         })?;
-        let page = Self {
-            map: Arc::new(map),
-            _lock: None,
-        };
+        let page = Self { map: Arc::new(map), _lock: None };
         page.initialise(queue_pairs, 0);
         page.set(Header::Pid, u64::from(std::process::id()));
         Ok(page)
@@ -74,10 +71,7 @@ impl StatsPage {
     /// [`StatsError`] when the file cannot be had, or another backend has it.
     pub fn open(path: &Path, queue_pairs: usize) -> Result<Self, StatsError> {
         check_pairs(queue_pairs)?;
-        let failed = |cause| StatsError::File {
-            path: path.to_owned(),
-            cause,
-        };
+        let failed = |cause| StatsError::File { path: path.to_owned(), cause };
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -99,10 +93,7 @@ impl StatsPage {
         let mapped = lock.try_clone().map_err(failed)?;
         let map = MmapRegion::from_file(FileOffset::new(mapped, 0), bytes)
             .map_err(|error| failed(io::Error::other(error)))?;
-        let page = Self {
-            map: Arc::new(map),
-            _lock: Some(Arc::new(lock)),
-        };
+        let page = Self { map: Arc::new(map), _lock: Some(Arc::new(lock)) };
         if !keep {
             let before = old.map_or(0, |page| page.header(Header::Generation));
             page.initialise(queue_pairs, before);
@@ -117,10 +108,7 @@ impl StatsPage {
         let clock = now.map_or(0, |since| since.as_nanos() as u64);
         self.set(Header::Version, VERSION);
         self.set(Header::QueuePairs, queue_pairs as u64);
-        self.set(
-            Header::Generation,
-            clock.max(generation_before.wrapping_add(1)),
-        );
+        self.set(Header::Generation, clock.max(generation_before.wrapping_add(1)));
         self.store(Header::Magic.offset(), MAGIC, Ordering::Release);
     }
 
@@ -140,21 +128,13 @@ impl StatsPage {
         for (word, counter) in words.iter_mut().zip(Counter::ALL) {
             *word = self.load(counter.offset(queue_pair, direction));
         }
-        let block = RingBlock {
-            page: self.clone(),
-            queue_pair,
-            direction,
-            published: words,
-        };
+        let block = RingBlock { page: self.clone(), queue_pair, direction, published: words };
         (block, RingCounters::from_words(words))
     }
 
     fn store(&self, offset: usize, value: u64, order: Ordering) {
         // It fails for an offset outside the page only; all offsets come from the layout.
-        let _ = self
-            .map
-            .as_volatile_slice()
-            .store(value.to_le(), offset, order);
+        let _ = self.map.as_volatile_slice().store(value.to_le(), offset, order);
     }
 
     fn load(&self, offset: usize) -> u64 {
@@ -194,9 +174,7 @@ pub fn read(path: &Path) -> anyhow::Result<Snapshot> {
     use anyhow::Context;
     let context = || path.display().to_string();
     let file = File::open(path).with_context(context)?;
-    read_page(&file)
-        .with_context(context)?
-        .with_context(context)
+    read_page(&file).with_context(context)?.with_context(context)
 }
 
 fn read_page(file: &File) -> io::Result<Result<Snapshot, flexvf_protocol::stats_page::PageError>> {
@@ -240,10 +218,7 @@ mod tests {
         count(&StatsPage::open(&path, 2).unwrap(), 7);
         let second = read(&path).unwrap();
         assert_eq!(second.ring(0, Direction::Tx, Counter::Frames), 12);
-        assert_eq!(
-            first.header(Header::Generation),
-            second.header(Header::Generation)
-        );
+        assert_eq!(first.header(Header::Generation), second.header(Header::Generation));
     }
 
     #[test]
@@ -272,17 +247,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("nic.stats");
         let _first = StatsPage::open(&path, 1).unwrap();
-        assert!(matches!(
-            StatsPage::open(&path, 1),
-            Err(StatsError::InUse(_))
-        ));
+        assert!(matches!(StatsPage::open(&path, 1), Err(StatsError::InUse(_))));
     }
 
     #[test]
     fn more_pairs_than_fit_are_refused() {
-        assert!(matches!(
-            StatsPage::private(17),
-            Err(StatsError::QueuePairs(17))
-        ));
+        assert!(matches!(StatsPage::private(17), Err(StatsError::QueuePairs(17))));
     }
 }

@@ -185,18 +185,12 @@ struct Vectors {
 
 impl Vectors {
     const fn new() -> Self {
-        Self {
-            entries: [const { MaybeUninit::uninit() }; MAX_VECTORS],
-            used: 0,
-        }
+        Self { entries: [const { MaybeUninit::uninit() }; MAX_VECTORS], used: 0 }
     }
 
     fn push(&mut self, base: *mut u8, length: usize) {
         if let Some(entry) = self.entries.get_mut(self.used) {
-            entry.write(libc::iovec {
-                iov_base: base.cast(),
-                iov_len: length,
-            });
+            entry.write(libc::iovec { iov_base: base.cast(), iov_len: length });
             self.used += 1;
         }
     }
@@ -247,11 +241,7 @@ pub(super) fn receive(socket: &UnixStream, buffer: &mut [u8]) -> io::Result<Rece
         if let ControlMessageOwned::ScmRights(rights) = control {
             // SAFETY: the kernel has just made these descriptors for this process, and each is
             // named here only.
-            fds.extend(
-                rights
-                    .into_iter()
-                    .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
-            );
+            fds.extend(rights.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
         }
     }
     Ok(Received {

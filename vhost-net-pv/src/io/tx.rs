@@ -41,12 +41,7 @@ enum Content {
 
 impl<'m> TxPump<'m> {
     pub(super) const fn new(ring: Ring<'m>, header_bytes: usize) -> Self {
-        Self {
-            ring,
-            header_bytes,
-            batch: Batch::new(),
-            chains: Vec::new(),
-        }
+        Self { ring, header_bytes, batch: Batch::new(), chains: Vec::new() }
     }
 
     pub(super) const fn position(&self) -> Position {
@@ -106,12 +101,7 @@ impl<'m> TxPump<'m> {
         let known = header.get_mut(..self.header_bytes).unwrap_or_default();
         memory::copy_out(pieces.get(start..).unwrap_or_default(), 0, known);
         let first = skip(pieces, start, self.header_bytes);
-        let facts = facts(
-            &header,
-            pieces.get(first..).unwrap_or_default(),
-            0,
-            frame_bytes,
-        );
+        let facts = facts(&header, pieces.get(first..).unwrap_or_default(), 0, frame_bytes);
         self.batch.push(header, first);
         Ok(Content::Frame(facts))
     }

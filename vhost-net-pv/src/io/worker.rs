@@ -114,11 +114,7 @@ impl Worker {
                     next_available: setup.next_available,
                     next_used: setup.next_available,
                 };
-                self.lane(direction).served = Some(Served {
-                    setup,
-                    position,
-                    resumed: false,
-                });
+                self.lane(direction).served = Some(Served { setup, position, resumed: false });
                 self.take_part();
             }
             Order::Enable(direction, enabled) => {
@@ -209,10 +205,8 @@ impl Worker {
     }
 
     fn watch(&self, session: &Session<'_>, on: bool) {
-        let rings = [
-            (session.rx.is_some(), &self.rx, RX_KICK),
-            (session.tx.is_some(), &self.tx, TX_KICK),
-        ];
+        let rings =
+            [(session.rx.is_some(), &self.rx, RX_KICK), (session.tx.is_some(), &self.tx, TX_KICK)];
         for (_, lane, token) in rings.into_iter().filter(|(served, ..)| *served) {
             let Some(served) = &lane.served else { continue };
             let watched = match on {
@@ -256,11 +250,7 @@ impl Worker {
         if session.tx_pending
             && let Some(pump) = &mut session.tx
         {
-            let call = self
-                .tx
-                .served
-                .as_ref()
-                .and_then(|s| s.setup.call.as_deref());
+            let call = self.tx.served.as_ref().and_then(|s| s.setup.call.as_deref());
             let turn = pump.turn(&mut *self.port, &mut self.tx.counters, call);
             session.tx_pending = turn == Turn::More;
             self.tx.publish();
@@ -273,11 +263,7 @@ impl Worker {
 
     fn rx_turn(&mut self, session: &mut Session<'_>) {
         let Some(pump) = &mut session.rx else { return };
-        let call = self
-            .rx
-            .served
-            .as_ref()
-            .and_then(|s| s.setup.call.as_deref());
+        let call = self.rx.served.as_ref().and_then(|s| s.setup.call.as_deref());
         let counters = &mut self.rx.counters;
         let turn = pump.turn(&mut *self.port, &mut self.rx_state, counters, call);
         session.rx_pending = turn == Turn::More;
@@ -323,11 +309,7 @@ impl Session<'_> {
 impl Lane {
     fn new(page: &StatsPage, pair: usize, direction: Direction) -> Self {
         let (block, counters) = page.ring(pair, direction);
-        Self {
-            served: None,
-            counters,
-            block,
-        }
+        Self { served: None, counters, block }
     }
 
     fn is_on(&self) -> bool {

@@ -69,13 +69,7 @@ pub fn walk<'m>(
     pieces: &mut Vec<GuestSlice<'m>>,
 ) -> Result<usize, Malformed> {
     let before = pieces.len();
-    let mut chain = Chain {
-        memory,
-        access,
-        before,
-        pieces,
-        bytes: 0,
-    };
+    let mut chain = Chain { memory, access, before, pieces, bytes: 0 };
     match chain.follow_all(table, head) {
         Ok(()) => Ok(chain.bytes),
         Err(malformed) => {
@@ -122,10 +116,8 @@ impl<'m> Chain<'_, 'm> {
         if count > MAX_PIECES {
             return Err(Malformed::TooLong);
         }
-        let (region, offset) = self
-            .memory
-            .to_region_addr(descriptor.addr())
-            .ok_or(Malformed::IndirectTable)?;
+        let (region, offset) =
+            self.memory.to_region_addr(descriptor.addr()).ok_or(Malformed::IndirectTable)?;
         usize::try_from(offset.0)
             .ok()
             .and_then(|offset| region.get_array_ref(offset, count).ok())
@@ -168,10 +160,8 @@ impl<'m> Chain<'_, 'm> {
             return Err(Malformed::Direction);
         }
         self.bytes = self.bytes.saturating_add(length);
-        let (region, offset) = self
-            .memory
-            .to_region_addr(descriptor.addr())
-            .ok_or(Malformed::OutOfMemory)?;
+        let (region, offset) =
+            self.memory.to_region_addr(descriptor.addr()).ok_or(Malformed::OutOfMemory)?;
         match GuestMemoryRegion::get_slice(region, offset, length) {
             Ok(slice) => self.pieces.push(slice),
             Err(_) => self.across_regions(descriptor.addr(), length)?,

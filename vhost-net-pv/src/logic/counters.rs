@@ -93,11 +93,7 @@ mod tests {
     #[test]
     fn broadcast_is_not_counted_as_multicast() {
         let mut counters = RingCounters::default();
-        let mut facts = FrameFacts {
-            bytes: 60,
-            destination: [0xff; 6],
-            segments: 1,
-        };
+        let mut facts = FrameFacts { bytes: 60, destination: [0xff; 6], segments: 1 };
         counters.frame(&facts);
         facts.destination = [0x33, 0x33, 0, 0, 0, 1];
         counters.frame(&facts);

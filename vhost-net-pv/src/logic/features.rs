@@ -29,13 +29,7 @@ pub struct Offloads {
 
 impl Offloads {
     /// Everything.
-    pub const ALL: Self = Self {
-        csum: true,
-        tso4: true,
-        tso6: true,
-        ecn: true,
-        uso: true,
-    };
+    pub const ALL: Self = Self { csum: true, tso4: true, tso6: true, ecn: true, uso: true };
 
     /// Frames may be larger than the MTU.
     pub const fn large_frames(self) -> bool {
@@ -91,11 +85,7 @@ pub fn offered(queue_pairs: usize, port: Offloads) -> u64 {
     // A kernel that hands out large UDP frames also takes them.
     offer(
         port.uso,
-        &[
-            net::VIRTIO_NET_F_GUEST_USO4,
-            net::VIRTIO_NET_F_GUEST_USO6,
-            net::VIRTIO_NET_F_HOST_USO,
-        ],
+        &[net::VIRTIO_NET_F_GUEST_USO4, net::VIRTIO_NET_F_GUEST_USO6, net::VIRTIO_NET_F_HOST_USO],
     );
     bits
 }

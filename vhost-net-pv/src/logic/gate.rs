@@ -136,11 +136,7 @@ impl Head {
 impl Gate {
     /// A gate for a new connection to a device with so many rings.
     pub const fn new(rings: usize) -> Self {
-        Self {
-            rings,
-            reply_ack: false,
-            status: 0,
-        }
+        Self { rings, reply_ack: false, status: 0 }
     }
 
     /// Judges a head before its payload is read.
@@ -153,10 +149,7 @@ impl Gate {
         }
         let rule = rule(head.request)?;
         if !rule.sizes.contains(&head.size) {
-            return Err(Refusal::Size {
-                request: head.request,
-                size: head.size,
-            });
+            return Err(Refusal::Size { request: head.request, size: head.size });
         }
         Ok(())
     }
@@ -168,27 +161,17 @@ impl Gate {
     pub fn decide(&mut self, head: &Head, payload: &[u8], fds: usize) -> Result<Action, Refusal> {
         let rule = rule(head.request)?;
         if fds > rule.fds {
-            return Err(Refusal::Fds {
-                request: head.request,
-                found: fds,
-                allowed: rule.fds,
-            });
+            return Err(Refusal::Fds { request: head.request, found: fds, allowed: rule.fds });
         }
         let first = first_word(payload);
         if let Some(ring) = rule.ring(first).filter(|ring| *ring >= self.rings as u64) {
-            return Err(Refusal::Ring {
-                request: head.request,
-                ring,
-            });
+            return Err(Refusal::Ring { request: head.request, ring });
         }
         self.act(head, first)
     }
 
     fn act(&mut self, head: &Head, first: u64) -> Result<Action, Refusal> {
-        let impossible = Refusal::Value {
-            request: head.request,
-            value: first,
-        };
+        let impossible = Refusal::Value { request: head.request, value: first };
         Ok(match FrontendReq::try_from(head.request) {
             Ok(FrontendReq::SET_PROTOCOL_FEATURES) => {
                 self.reply_ack = first & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0;
@@ -248,11 +231,7 @@ enum Index {
 
 impl Rule {
     const fn new(size: u32, fds: usize, index: Index) -> Self {
-        Self {
-            sizes: size..=size,
-            fds,
-            index,
-        }
+        Self { sizes: size..=size, fds, index }
     }
 
     const fn ring(&self, first: u64) -> Option<u64> {
@@ -288,11 +267,9 @@ fn rule(request: u32) -> Result<Rule, Refusal> {
         Req::SET_VRING_KICK | Req::SET_VRING_CALL | Req::SET_VRING_ERR => {
             Rule::new(8, 1, Index::Fd)
         }
-        Req::SET_MEM_TABLE => Rule {
-            sizes: 8..=8 + 32 * MAX_FDS as u32,
-            fds: MAX_FDS,
-            index: Index::Nowhere,
-        },
+        Req::SET_MEM_TABLE => {
+            Rule { sizes: 8..=8 + 32 * MAX_FDS as u32, fds: MAX_FDS, index: Index::Nowhere }
+        }
         // Some front-ends send a descriptor with a removal, too; it is closed unused.
         Req::ADD_MEM_REG | Req::REM_MEM_REG => Rule::new(40, 1, Index::Nowhere),
         _ => return Err(unsupported),
@@ -300,9 +277,7 @@ fn rule(request: u32) -> Result<Rule, Refusal> {
 }
 
 fn first_word(payload: &[u8]) -> u64 {
-    payload
-        .first_chunk()
-        .map_or(0, |bytes| u64::from_ne_bytes(*bytes))
+    payload.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
 }
 
 #[cfg(test)]
@@ -311,11 +286,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn head(request: FrontendReq, size: u32) -> Head {
-        Head {
-            request: request.into(),
-            flags: VERSION | NEED_REPLY,
-            size,
-        }
+        Head { request: request.into(), flags: VERSION | NEED_REPLY, size }
     }
 
     fn decide(gate: &mut Gate, request: FrontendReq, value: u64) -> Result<Action, Refusal> {
@@ -333,10 +304,7 @@ mod tests {
         );
         assert_eq!(
             decide(&mut gate, FrontendReq::SET_VRING_ENABLE, 2 << 32),
-            Err(Refusal::Value {
-                request: 18,
-                value: 2 << 32
-            })
+            Err(Refusal::Value { request: 18, value: 2 << 32 })
         );
     }
 
@@ -354,10 +322,7 @@ mod tests {
     #[test]
     fn status_is_remembered_for_the_connection() {
         let mut gate = Gate::new(2);
-        assert_eq!(
-            decide(&mut gate, FrontendReq::SET_STATUS, 0x0f),
-            Ok(Action::Noted)
-        );
+        assert_eq!(decide(&mut gate, FrontendReq::SET_STATUS, 0x0f), Ok(Action::Noted));
         let get = head(FrontendReq::GET_STATUS, 0);
         assert_eq!(gate.decide(&get, &[], 0), Ok(Action::Reply(0x0f)));
     }
@@ -405,10 +370,7 @@ mod tests {
         let mut gate = Gate::new(2);
         let kick = head(FrontendReq::SET_VRING_KICK, 8);
         assert_eq!(gate.decide(&kick, &[0; 8], 1), Ok(Action::Pass));
-        assert!(matches!(
-            gate.decide(&kick, &[0; 8], 2),
-            Err(Refusal::Fds { allowed: 1, .. })
-        ));
+        assert!(matches!(gate.decide(&kick, &[0; 8], 2), Err(Refusal::Fds { allowed: 1, .. })));
     }
 
     proptest! {

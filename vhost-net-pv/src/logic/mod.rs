@@ -10,8 +10,5 @@ pub mod rarp;
 pub mod ring;
 
 #[cfg(test)]
-#[allow(
-    dead_code,
-    reason = "shared with the tests over a socket, which use the rest of it"
-)]
+#[allow(dead_code, reason = "shared with the tests over a socket, which use the rest of it")]
 pub(crate) mod testing;

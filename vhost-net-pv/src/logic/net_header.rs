@@ -81,13 +81,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn tcp(gso_size: u16) -> NetHeader {
-        NetHeader {
-            flags: 1,
-            gso_type: 1,
-            hdr_len: 9999,
-            gso_size,
-            csum_start: 34,
-        }
+        NetHeader { flags: 1, gso_type: 1, hdr_len: 9999, gso_size, csum_start: 34 }
     }
 
     #[test]
@@ -108,10 +102,7 @@ mod tests {
 
     #[test]
     fn ecn_does_not_hide_the_kind_of_gso() {
-        let header = NetHeader {
-            gso_type: 5 | 128,
-            ..tcp(1000)
-        };
+        let header = NetHeader { gso_type: 5 | 128, ..tcp(1000) };
         assert_eq!(header.wire_segments(34 + 8 + 3000, |_| None), 3);
     }
 

@@ -213,8 +213,7 @@ impl<'m> Ring<'m> {
     /// Asks the guest for a kick at its next entry. The caller looks again afterwards.
     pub fn ask_for_kick(&mut self) {
         if self.event_idx {
-            self.available_event
-                .store(self.seen.to_le(), Ordering::Relaxed);
+            self.available_event.store(self.seen.to_le(), Ordering::Relaxed);
         } else {
             self.used_flags.store(0, Ordering::Relaxed);
         }
@@ -225,8 +224,7 @@ impl<'m> Ring<'m> {
     pub fn decline_kicks(&mut self) {
         // With event indices, an index that is not asked for again is silence enough.
         if !self.event_idx {
-            self.used_flags
-                .store((VRING_USED_F_NO_NOTIFY as u16).to_le(), Ordering::Relaxed);
+            self.used_flags.store((VRING_USED_F_NO_NOTIFY as u16).to_le(), Ordering::Relaxed);
         }
     }
 
@@ -257,20 +255,12 @@ impl<'m> Part<'m> {
         address: u64,
         alignment: u64,
     ) -> Result<Self, BadLayout> {
-        let bad = BadLayout::Address {
-            part: name,
-            address,
-        };
+        let bad = BadLayout::Address { part: name, address };
         if !address.is_multiple_of(alignment) {
             return Err(bad);
         }
         let (region, offset) = memory.to_region_addr(GuestAddress(address)).ok_or(bad)?;
-        Ok(Self {
-            region,
-            offset: offset.0,
-            name,
-            address,
-        })
+        Ok(Self { region, offset: offset.0, name, address })
     }
 
     fn array<T: vm_memory::ByteValued>(
@@ -292,10 +282,7 @@ impl<'m> Part<'m> {
     }
 
     const fn bad(&self) -> BadLayout {
-        BadLayout::Address {
-            part: self.name,
-            address: self.address,
-        }
+        BadLayout::Address { part: self.name, address: self.address }
     }
 }
 
@@ -306,13 +293,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn ring<'m>(driver: &Driver<'m>, event_idx: bool) -> Ring<'m> {
-        Ring::new(
-            driver.memory,
-            &driver.layout,
-            event_idx,
-            Position::default(),
-        )
-        .unwrap()
+        Ring::new(driver.memory, &driver.layout, event_idx, Position::default()).unwrap()
     }
 
     fn walk(driver: &Driver<'_>, head: u16) -> Result<(usize, usize), Malformed> {
@@ -379,10 +360,7 @@ mod tests {
     #[test]
     fn a_buffer_may_cross_into_the_neighbouring_region() {
         let second = BASE + (1 << 20);
-        let regions = [
-            (GuestAddress(BASE), 1 << 20),
-            (GuestAddress(second), 1 << 16),
-        ];
+        let regions = [(GuestAddress(BASE), 1 << 20), (GuestAddress(second), 1 << 16)];
         let memory = Memory::from_ranges(&regions).unwrap();
         let mut driver = Driver::new(&memory, 8);
         let head = driver.offer(&[(second - 10, 30)], 0);
@@ -408,27 +386,12 @@ mod tests {
         let good = Driver::new(&memory, 8).layout;
         let refuse = |layout: Layout| Ring::new(&memory, &layout, true, Position::default()).err();
         assert_eq!(refuse(Layout { size: 0, ..good }), Some(BadLayout::Size(0)));
-        assert_eq!(
-            refuse(Layout { size: 12, ..good }),
-            Some(BadLayout::Size(12))
-        );
+        assert_eq!(refuse(Layout { size: 12, ..good }), Some(BadLayout::Size(12)));
         for layout in [
-            Layout {
-                descriptors: good.descriptors + 8,
-                ..good
-            },
-            Layout {
-                used: good.used + 2,
-                ..good
-            },
-            Layout {
-                available: BASE + (1 << 20) - 8,
-                ..good
-            },
-            Layout {
-                descriptors: 0,
-                ..good
-            },
+            Layout { descriptors: good.descriptors + 8, ..good },
+            Layout { used: good.used + 2, ..good },
+            Layout { available: BASE + (1 << 20) - 8, ..good },
+            Layout { descriptors: 0, ..good },
         ] {
             assert!(matches!(refuse(layout), Some(BadLayout::Address { .. })));
         }

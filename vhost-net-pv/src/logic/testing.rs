@@ -130,16 +130,12 @@ impl<'m> Driver<'m> {
     }
 
     pub(crate) fn put(&self, address: u64, bytes: &[u8]) {
-        self.memory
-            .write_slice(bytes, GuestAddress(address))
-            .unwrap();
+        self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
     }
 
     pub(crate) fn get(&self, address: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
-        self.memory
-            .read_slice(&mut bytes, GuestAddress(address))
-            .unwrap();
+        self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
         bytes
     }
 }

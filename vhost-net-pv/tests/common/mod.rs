@@ -1,9 +1,5 @@
 //! A small vhost-user front-end that speaks as QEMU 10 does, for tests over a real socket.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test program uses its part of it")]
 
 use std::io::{self, IoSlice, Read};
@@ -23,10 +19,7 @@ use memory::Memory;
 use testing::{BASE, Driver, WRITE};
 
 #[path = "../../src/logic/testing.rs"]
-#[allow(
-    dead_code,
-    reason = "shared with the unit tests, which use the rest of it"
-)]
+#[allow(dead_code, reason = "shared with the unit tests, which use the rest of it")]
 pub(crate) mod testing;
 
 /// Bytes of guest memory.
@@ -198,19 +191,10 @@ impl<'m> FrontEnd<'m> {
             let user = |guest: u64| guest - BASE + USER_ADDRESS;
             let ring_word = ring as u64;
             let in_high = |value: u64| ring_word | value << 32;
-            self.tell(
-                FrontendReq::SET_VRING_NUM,
-                &[in_high(RING_SIZE.into())],
-                &[],
-            );
+            self.tell(FrontendReq::SET_VRING_NUM, &[in_high(RING_SIZE.into())], &[]);
             self.tell(FrontendReq::SET_VRING_BASE, &[in_high(base)], &[]);
-            let addresses = [
-                ring_word,
-                user(layout.descriptors),
-                user(layout.used),
-                user(layout.available),
-                0,
-            ];
+            let addresses =
+                [ring_word, user(layout.descriptors), user(layout.used), user(layout.available), 0];
             self.tell(FrontendReq::SET_VRING_ADDR, &addresses, &[]);
             let kick = self.kicks[ring].as_raw_fd();
             self.tell(FrontendReq::SET_VRING_KICK, &[ring_word], &[kick]);
@@ -238,8 +222,7 @@ impl<'m> FrontEnd<'m> {
     pub(crate) fn send_frame(&mut self, frame: &[u8]) {
         self.tx.put(TX_BUFFERS, &[0; VIRTIO_NET_HEADER]);
         self.tx.put(TX_BUFFERS + VIRTIO_NET_HEADER as u64, frame);
-        self.tx
-            .offer(&[(TX_BUFFERS, VIRTIO_NET_HEADER + frame.len())], 0);
+        self.tx.offer(&[(TX_BUFFERS, VIRTIO_NET_HEADER + frame.len())], 0);
         self.kick(1);
     }
 
@@ -251,9 +234,7 @@ impl<'m> FrontEnd<'m> {
     pub(crate) fn receive_frame(&mut self) -> Vec<u8> {
         let (head, written) = self.wait_returned(0);
         let address = RX_BUFFERS + u64::from(head) * RX_BUFFER;
-        self.rx
-            .get(address, written as usize)
-            .split_off(VIRTIO_NET_HEADER)
+        self.rx.get(address, written as usize).split_off(VIRTIO_NET_HEADER)
     }
 
     /// Waits for the frame in the receive buffer that was given `turn` buffers after the first.
@@ -261,20 +242,14 @@ impl<'m> FrontEnd<'m> {
         let (head, written) = self.wait_returned(0);
         assert_eq!(u64::from(head), turn);
         // Each call of give_buffers starts with the first buffer's memory.
-        self.rx
-            .get(RX_BUFFERS, written as usize)
-            .split_off(VIRTIO_NET_HEADER)
+        self.rx.get(RX_BUFFERS, written as usize).split_off(VIRTIO_NET_HEADER)
     }
 
     /// Waits until a ring gives a chain back.
     pub(crate) fn wait_returned(&mut self, ring: usize) -> (u32, u32) {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let driver = if ring == 0 {
-                &mut self.rx
-            } else {
-                &mut self.tx
-            };
+            let driver = if ring == 0 { &mut self.rx } else { &mut self.tx };
             if let Some(chain) = driver.returned_one() {
                 return chain;
             }

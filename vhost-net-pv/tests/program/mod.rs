@@ -1,9 +1,5 @@
 //! Starts the backend's program, and finds the programs of others that it is tried with.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test program uses its part of it")]
 
 use std::path::{Path, PathBuf};

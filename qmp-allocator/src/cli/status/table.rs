@@ -31,27 +31,11 @@ pub(super) fn render(status: &Value) -> String {
     });
     table(
         &mut out,
-        [
-            "VM",
-            "PATH",
-            "VF",
-            "PPS",
-            "PV",
-            "VF PPS",
-            "COUNTED BY",
-            "AGENT",
-            "TURNS",
-            "WHY",
-        ],
+        ["VM", "PATH", "VF", "PPS", "PV", "VF PPS", "COUNTED BY", "AGENT", "TURNS", "WHY"],
         vms.collect(),
     );
     for pool in rows(status, "pools") {
-        let _ = writeln!(
-            out,
-            "\npool {} ({})",
-            text(pool, "name"),
-            text(pool, "kind")
-        );
+        let _ = writeln!(out, "\npool {} ({})", text(pool, "name"), text(pool, "kind"));
         let vfs = rows(pool, "vfs").map(|vf| {
             [
                 or_dash(vf, "vf"),
@@ -91,11 +75,7 @@ fn table<const N: usize>(out: &mut String, head: [&str; N], rows: Vec<[String; N
 }
 
 fn rows<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
-    value
-        .get(key)
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
+    value.get(key).and_then(Value::as_array).into_iter().flatten()
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
@@ -103,11 +83,7 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
 }
 
 fn or_dash(value: &Value, key: &str) -> String {
-    value
-        .get(key)
-        .and_then(Value::as_str)
-        .unwrap_or("-")
-        .to_owned()
+    value.get(key).and_then(Value::as_str).unwrap_or("-").to_owned()
 }
 
 fn number(value: &Value, key: &str) -> f64 {
@@ -115,10 +91,7 @@ fn number(value: &Value, key: &str) -> f64 {
 }
 
 fn rate(value: &Value, key: &str) -> String {
-    value
-        .get(key)
-        .and_then(Value::as_f64)
-        .map_or_else(|| "-".to_owned(), |pps| format!("{pps:.0}"))
+    value.get(key).and_then(Value::as_f64).map_or_else(|| "-".to_owned(), |pps| format!("{pps:.0}"))
 }
 
 #[cfg(test)]
@@ -159,11 +132,9 @@ needs a hand:
 
     #[test]
     fn nothing_that_a_daemon_may_answer_panics() {
-        for status in [
-            json!(null),
-            json!({"vms": 3}),
-            json!({"vms": [null, {"vm": 7}], "pools": [[]]}),
-        ] {
+        for status in
+            [json!(null), json!({"vms": 3}), json!({"vms": [null, {"vm": 7}], "pools": [[]]})]
+        {
             render(&status);
         }
     }

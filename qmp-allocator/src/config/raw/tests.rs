@@ -33,10 +33,7 @@ fn a_pool_alone_is_a_config_and_every_default_is_within_its_bounds() {
     let Some(PoolKind::Emulated(pool)) = config.pool("default").map(|pool| &pool.kind) else {
         panic!("{config:?}");
     };
-    assert_eq!(
-        (pool.model.as_str(), &*pool.taps),
-        ("e1000e", &["vf0".to_owned()][..])
-    );
+    assert_eq!((pool.model.as_str(), &*pool.taps), ("e1000e", &["vf0".to_owned()][..]));
 }
 
 #[test]
@@ -91,10 +88,7 @@ fn every_key_is_taken() {
         panic!("{:?}", config.pools[0]);
     };
     assert_eq!(pool.vfs.as_ref().map(Vec::len), Some(2));
-    assert_eq!(
-        (pool.vlan, pool.spoof_check, pool.trust),
-        (7, Some(false), true)
-    );
+    assert_eq!((pool.vlan, pool.spoof_check, pool.trust), (7, Some(false), true));
     assert_eq!(pool.max_tx_rate_mbps, Some(1000));
 }
 
@@ -177,18 +171,12 @@ fn an_unknown_key_is_refused_by_its_line_in_every_table() {
         (format!("{POOL}tap = \"vf1\"\n"), 4),
     ] {
         let error = load_text(&text).unwrap_err();
-        assert!(
-            error.starts_with(&format!("flexvf.toml:{line}: unknown field")),
-            "{error}"
-        );
+        assert!(error.starts_with(&format!("flexvf.toml:{line}: unknown field")), "{error}");
     }
 }
 
 #[test]
 fn a_missing_file_is_named() {
     let error = Config::load(Path::new("/no/such/flexvf.toml")).unwrap_err();
-    assert!(
-        error.to_string().starts_with("/no/such/flexvf.toml: "),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with("/no/such/flexvf.toml: "), "{error}");
 }

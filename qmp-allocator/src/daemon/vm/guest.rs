@@ -23,12 +23,7 @@ pub(super) struct Guest {
 
 impl Guest {
     pub(super) const fn new(deadline: Duration) -> Self {
-        Self {
-            agent: None,
-            deadline,
-            epoch: None,
-            ready: false,
-        }
+        Self { agent: None, deadline, epoch: None, ready: false }
     }
 
     /// Forgets the connection: the guest was reset, or the agent has changed.
@@ -63,9 +58,7 @@ impl Guest {
 
     async fn try_look(&mut self, vm: &VmConfig) -> Result<AgentView, AgentError> {
         if vm.agent.is_none() {
-            return Ok(AgentView::Silent(
-                "the VM's file names no `agent` socket".into(),
-            ));
+            return Ok(AgentView::Silent("the VM's file names no `agent` socket".into()));
         }
         let deadline = self.deadline;
         let agent = self.connected(vm).await?;
@@ -86,11 +79,8 @@ impl Guest {
     ) -> Result<VfState, AgentError> {
         let epoch = self.epoch(vm).await?;
         let deadline = self.deadline;
-        let joined = self
-            .connected(vm)
-            .await?
-            .join_vf(&VfArguments { vf_mac, epoch }, deadline)
-            .await;
+        let joined =
+            self.connected(vm).await?.join_vf(&VfArguments { vf_mac, epoch }, deadline).await;
         self.heed(joined)
     }
 
@@ -101,11 +91,8 @@ impl Guest {
         deadline: Duration,
     ) -> Result<VfState, AgentError> {
         let epoch = self.epoch(vm).await?;
-        let left = self
-            .connected(vm)
-            .await?
-            .leave_vf(&VfArguments { vf_mac, epoch }, deadline)
-            .await;
+        let left =
+            self.connected(vm).await?.leave_vf(&VfArguments { vf_mac, epoch }, deadline).await;
         self.heed(left)
     }
 
@@ -117,16 +104,8 @@ impl Guest {
     ) -> Result<(), AgentError> {
         let epoch = self.epoch(vm).await?;
         let deadline = self.deadline;
-        let arguments = ActivateArguments {
-            path,
-            vf_mac,
-            epoch,
-        };
-        let activated = self
-            .connected(vm)
-            .await?
-            .activate(&arguments, deadline)
-            .await;
+        let arguments = ActivateArguments { path, vf_mac, epoch };
+        let activated = self.connected(vm).await?.activate(&arguments, deadline).await;
         self.heed(activated).map(drop)
     }
 
@@ -134,21 +113,11 @@ impl Guest {
     pub(super) async fn count(&mut self, vm: &VmConfig) -> Option<Count> {
         let deadline = self.deadline;
         let counters = self.connected(vm).await.ok()?.counters(deadline).await;
-        let counters = self
-            .heed(counters)
-            .inspect_err(|_| self.ready = false)
-            .ok()?;
+        let counters = self.heed(counters).inspect_err(|_| self.ready = false).ok()?;
         let mut epoch = DefaultHasher::new();
         counters.boot_id.hash(&mut epoch);
-        let packets = counters
-            .vf
-            .rx_packets
-            .saturating_add(counters.vf.tx_packets);
-        Some(Count {
-            epoch: epoch.finish(),
-            packets,
-            trust: Trust::Guest,
-        })
+        let packets = counters.vf.rx_packets.saturating_add(counters.vf.tx_packets);
+        Some(Count { epoch: epoch.finish(), packets, trust: Trust::Guest })
     }
 
     /// A closed connection is opened anew by the next command.
@@ -185,9 +154,9 @@ fn bond_of(status: &AgentStatus, mac: MacAddr) -> AgentView {
         (None, _) => {
             AgentView::NoBond("start qga-extension with --create-bond, or make one".into())
         }
-        (Some(_), Some(bond_mac)) if bond_mac != mac => AgentView::NoBond(format!(
-            "the bond has {bond_mac}, the VM's file says mac = {mac}"
-        )),
+        (Some(_), Some(bond_mac)) if bond_mac != mac => {
+            AgentView::NoBond(format!("the bond has {bond_mac}, the VM's file says mac = {mac}"))
+        }
         (Some(_), _) => AgentView::Ready,
     }
 }

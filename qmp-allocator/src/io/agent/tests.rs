@@ -44,10 +44,7 @@ impl Guest {
         let request = self.request().await;
         assert_eq!(request["execute"], "guest-sync-delimited");
         let number = &request["arguments"]["id"];
-        assert!(
-            number.as_i64().is_some_and(|number| number >= 0),
-            "{number}"
-        );
+        assert!(number.as_i64().is_some_and(|number| number >= 0), "{number}");
         let error = json!({"class": "GenericError", "desc": "JSON parse error"});
         self.send_line(json!({"error": error})).await;
         self.send(&[0xff]).await;
@@ -56,16 +53,14 @@ impl Guest {
 
     async fn answer(&mut self, value: Value) -> Value {
         let request = self.request().await;
-        self.send_line(json!({"return": value, "id": request["id"]}))
-            .await;
+        self.send_line(json!({"return": value, "id": request["id"]})).await;
         request
     }
 
     async fn refuse(&mut self, class: &str, desc: &str) {
         let request = self.request().await;
         let error = json!({"class": class, "desc": desc});
-        self.send_line(json!({"error": error, "id": request["id"]}))
-            .await;
+        self.send_line(json!({"error": error, "id": request["id"]})).await;
     }
 }
 
@@ -77,25 +72,15 @@ fn status() -> AgentStatus {
         bond: Some("bond0".into()),
         bond_mac: Some(MacAddr::new([0x52, 0x54, 0, 0, 0, 1])),
         active: Some(Side::Pv),
-        vf: Some(VfInBond {
-            mac: VF_MAC,
-            state: VfState::Ready,
-        }),
+        vf: Some(VfInBond { mac: VF_MAC, state: VfState::Ready }),
     }
 }
 
 #[tokio::test]
 async fn commands_and_answers_look_as_agreed() {
     let (mut agent, mut guest) = pair();
-    let vf = VfArguments {
-        vf_mac: VF_MAC,
-        epoch: 4,
-    };
-    let activate = ActivateArguments {
-        path: Side::Vf,
-        vf_mac: VF_MAC,
-        epoch: 4,
-    };
+    let vf = VfArguments { vf_mac: VF_MAC, epoch: 4 };
+    let activate = ActivateArguments { path: Side::Vf, vf_mac: VF_MAC, epoch: 4 };
     let serve = async {
         guest.sync().await;
         let told = serde_json::to_value(status()).unwrap();
@@ -131,22 +116,15 @@ async fn after_a_timeout_the_late_answer_is_dropped_by_a_new_synchronisation() {
         guest.sync().await;
         let late = guest.request().await;
         let sync = guest.request().await;
-        guest
-            .send_line(json!({"return": {"state": "active"}, "id": late["id"]}))
-            .await;
+        guest.send_line(json!({"return": {"state": "active"}, "id": late["id"]})).await;
         // What a stale synchronisation of somebody else's would look like.
         guest.send(&[0xff]).await;
         guest.send_line(json!({"return": 12345})).await;
         guest.send(&[0xff]).await;
-        guest
-            .send_line(json!({"return": sync["arguments"]["id"]}))
-            .await;
+        guest.send_line(json!({"return": sync["arguments"]["id"]})).await;
         guest.answer(json!({"state": "ready"})).await;
     };
-    let vf = VfArguments {
-        vf_mac: VF_MAC,
-        epoch: 1,
-    };
+    let vf = VfArguments { vf_mac: VF_MAC, epoch: 1 };
     let calls = async {
         let silent = agent.join_vf(&vf, SHORT).await.unwrap_err();
         let expected = "the guest's agent did not answer __io.flexvf_join-vf within 50ms";
@@ -223,11 +201,7 @@ async fn a_stock_agents_counters_are_found_by_mac_on_the_bond() {
     let links = links.unwrap();
     assert_eq!(links.len(), MAX_INTERFACES);
     let counters = counters_of(&links, MacAddr::new([0x52, 0x54, 0, 0, 0, 1])).unwrap();
-    let found = (
-        counters.rx_packets,
-        counters.tx_packets,
-        counters.tx_dropped,
-    );
+    let found = (counters.rx_packets, counters.tx_packets, counters.tx_dropped);
     assert_eq!(found, (30, 6, 5));
     assert_eq!(counters_of(&links, VF_MAC), None);
 }
@@ -237,21 +211,11 @@ async fn refusals_are_typed_and_their_words_harmless() {
     let (mut agent, mut guest) = pair();
     let serve = async {
         guest.sync().await;
-        guest
-            .refuse("CommandNotFound", "The command is not there")
-            .await;
-        guest
-            .refuse(
-                "GenericError",
-                &format!("\u{1b}]0;owned\u{7}\n{}", "x".repeat(10_000)),
-            )
-            .await;
+        guest.refuse("CommandNotFound", "The command is not there").await;
+        guest.refuse("GenericError", &format!("\u{1b}]0;owned\u{7}\n{}", "x".repeat(10_000))).await;
         guest.answer(json!({"state": "on fire"})).await;
     };
-    let vf = VfArguments {
-        vf_mac: VF_MAC,
-        epoch: 1,
-    };
+    let vf = VfArguments { vf_mac: VF_MAC, epoch: 1 };
     let calls = async {
         let error = agent.join_vf(&vf, LONG).await.unwrap_err();
         let command = JOIN_VF.to_owned();
@@ -259,10 +223,7 @@ async fn refusals_are_typed_and_their_words_harmless() {
         let Err(AgentError::Refused { desc, .. }) = agent.join_vf(&vf, LONG).await else {
             panic!("taken");
         };
-        assert!(
-            desc.starts_with("\u{fffd}]0;owned\u{fffd}\u{fffd}xxx"),
-            "{desc}"
-        );
+        assert!(desc.starts_with("\u{fffd}]0;owned\u{fffd}\u{fffd}xxx"), "{desc}");
         assert_eq!(desc.chars().count(), 200);
         let error = agent.join_vf(&vf, LONG).await.unwrap_err();
         assert!(matches!(error, AgentError::Protocol { .. }), "{error}");
@@ -283,10 +244,7 @@ async fn a_guests_texts_are_cut_and_made_harmless() {
     let (told, ()) = tokio::join!(agent.status(LONG), serve);
     let told = told.unwrap();
     assert!(!told.version.contains('\u{1b}'));
-    assert_eq!(
-        (told.version.chars().count(), told.bond.unwrap().len()),
-        (64, 64)
-    );
+    assert_eq!((told.version.chars().count(), told.bond.unwrap().len()), (64, 64));
 }
 
 #[tokio::test]
@@ -301,16 +259,10 @@ async fn an_endless_line_ends_the_call_and_not_the_memory() {
     };
     let call = async {
         let error = agent.status(LONG).await.unwrap_err();
-        assert!(
-            error.to_string().ends_with("a line of more than 64 KiB"),
-            "{error}"
-        );
+        assert!(error.to_string().ends_with("a line of more than 64 KiB"), "{error}");
         // Nor does it get through a synchronisation for ever.
         let error = agent.status(LONG).await.unwrap_err();
-        assert!(
-            error.to_string().ends_with("256 KiB and no answer in them"),
-            "{error}"
-        );
+        assert!(error.to_string().ends_with("256 KiB and no answer in them"), "{error}");
     };
     tokio::select! {
         () = call => {}
@@ -380,19 +332,13 @@ async fn a_close_at_any_byte_is_closed_and_never_a_hang() {
         let (mut agent, mut guest) = pair();
         guest.send(&script[..cut]).await;
         drop(guest);
-        assert_eq!(
-            agent.status(LONG).await,
-            Err(AgentError::Closed),
-            "cut at {cut}"
-        );
+        assert_eq!(agent.status(LONG).await, Err(AgentError::Closed), "cut at {cut}");
     }
 }
 
 #[tokio::test]
 async fn a_missing_socket_is_named() {
-    let error = Agent::connect(Path::new("/no/such/agent"), LONG)
-        .await
-        .unwrap_err();
+    let error = Agent::connect(Path::new("/no/such/agent"), LONG).await.unwrap_err();
     assert_eq!(
         error.to_string(),
         "agent socket /no/such/agent: No such file or directory (os error 2); is QEMU running with a chardev there?"

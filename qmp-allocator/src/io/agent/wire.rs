@@ -70,11 +70,7 @@ impl Wire {
         self.synced = false;
         let id = self.next_id;
         self.next_id += 1;
-        let request = Request {
-            execute: command,
-            arguments,
-            id,
-        };
+        let request = Request { execute: command, arguments, id };
         let mut line = serde_json::to_vec(&request)
             .map_err(|cause| Fault::Protocol(format!("no JSON form: {cause}")))?;
         line.push(b'\n');
@@ -136,16 +132,11 @@ impl Wire {
             }
             if *budget == 0 {
                 let limit = MAX_CALL_BYTES / 1024;
-                return Err(Fault::Protocol(format!(
-                    "{limit} KiB and no answer in them"
-                )));
+                return Err(Fault::Protocol(format!("{limit} KiB and no answer in them")));
             }
             let mut buffer = [0; READ_BYTES];
             let room = READ_BYTES.min(*budget);
-            let read = self
-                .stream
-                .read(buffer.get_mut(..room).unwrap_or(&mut []))
-                .await;
+            let read = self.stream.read(buffer.get_mut(..room).unwrap_or(&mut [])).await;
             match read {
                 Ok(count) if count > 0 => {
                     *budget -= count.min(*budget);
@@ -187,12 +178,12 @@ fn answer<R: DeserializeOwned>(line: &[u8]) -> Result<R, Fault> {
         Fault::Protocol(sanitized(&cause.to_string(), MAX_MESSAGE_CHARS))
     };
     match serde_json::from_slice(line).map_err(odd)? {
-        Outcome {
-            error: Some(refusal),
-        } if refusal.class == "CommandNotFound" => Err(Fault::NotFound),
-        Outcome {
-            error: Some(refusal),
-        } => Err(Fault::Refused(sanitized(&refusal.desc, MAX_MESSAGE_CHARS))),
+        Outcome { error: Some(refusal) } if refusal.class == "CommandNotFound" => {
+            Err(Fault::NotFound)
+        }
+        Outcome { error: Some(refusal) } => {
+            Err(Fault::Refused(sanitized(&refusal.desc, MAX_MESSAGE_CHARS)))
+        }
         Outcome { error: None } => {
             let answer: Answer<R> = serde_json::from_slice(line).map_err(odd)?;
             Ok(answer.value)

@@ -30,10 +30,7 @@ fn in_own_namespace(test: &str) -> bool {
 }
 
 fn run<F: Future<Output = ()>>(body: impl FnOnce(Netlink) -> F) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         body(Netlink::new(Duration::from_secs(5)).unwrap()).await;
     });
@@ -58,11 +55,7 @@ fn a_filter_is_added_and_removed_once_however_often_it_is_asked() {
     }
     run(|netlink| async move {
         let links = netlink.handle.link();
-        links
-            .add(LinkVeth::new("nic", "wire").build())
-            .execute()
-            .await
-            .unwrap();
+        links.add(LinkVeth::new("nic", "wire").build()).execute().await.unwrap();
         let index = netlink.link("nic").await.unwrap().index;
         for _ in 0..2 {
             netlink.filter_add("nic", SHARED).await.unwrap();
@@ -85,23 +78,12 @@ fn a_bridge_is_pointed_to_one_port_then_another_then_learns_again() {
     }
     run(|netlink| async move {
         let links = netlink.handle.link();
-        links
-            .add(LinkBridge::new("br").up().build())
-            .execute()
-            .await
-            .unwrap();
+        links.add(LinkBridge::new("br").up().build()).execute().await.unwrap();
         let bridge = netlink.link("br").await.unwrap().index;
         for (port, peer) in [("a", "a-peer"), ("b", "b-peer")] {
-            links
-                .add(LinkVeth::new(port, peer).build())
-                .execute()
-                .await
-                .unwrap();
+            links.add(LinkVeth::new(port, peer).build()).execute().await.unwrap();
             let index = netlink.link(port).await.unwrap().index;
-            let change = LinkUnspec::new_with_index(index)
-                .controller(bridge)
-                .up()
-                .build();
+            let change = LinkUnspec::new_with_index(index).controller(bridge).up().build();
             links.change(change).execute().await.unwrap();
         }
         let a = netlink.link("a").await.unwrap();
@@ -136,34 +118,16 @@ fn what_is_not_there_is_named() {
     run(|netlink| async move {
         for name in ["nosuch", "a-name-longer-than-the-kernel-takes", ""] {
             let error = netlink.link(name).await.unwrap_err();
-            assert!(
-                matches!(&error, NetlinkError::NoLink(found) if found == name),
-                "{error}"
-            );
+            assert!(matches!(&error, NetlinkError::NoLink(found) if found == name), "{error}");
         }
         let links = netlink.handle.link();
-        links
-            .add(LinkVeth::new("nic", "wire").build())
-            .execute()
-            .await
-            .unwrap();
+        links.add(LinkVeth::new("nic", "wire").build()).execute().await.unwrap();
         assert_eq!(netlink.vfs("nic").await.unwrap(), []);
-        let error = netlink
-            .set_vf("nic", 3, &VfChange::default())
-            .await
-            .unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "interface nic has no VF 3; see `ip link show nic`"
-        );
+        let error = netlink.set_vf("nic", 3, &VfChange::default()).await.unwrap_err();
+        assert_eq!(error.to_string(), "interface nic has no VF 3; see `ip link show nic`");
         // Only a bridge's port can be pointed to.
         let error = netlink.bridge_point("nic", SHARED).await.unwrap_err();
         assert!(matches!(error, NetlinkError::Refused { .. }), "{error}");
-        assert!(
-            error
-                .to_string()
-                .starts_with("nic: pointing its bridge here for"),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("nic: pointing its bridge here for"), "{error}");
     });
 }

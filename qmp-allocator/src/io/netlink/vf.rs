@@ -74,20 +74,14 @@ pub(super) struct Step {
 
 /// The VFs in a link message, by index.
 pub(super) fn parse(message: LinkMessage) -> Vec<VfSettings> {
-    let lists = message
-        .attributes
-        .into_iter()
-        .filter_map(|attribute| match attribute {
-            LinkAttribute::VfInfoList(list) => Some(list),
-            _ => None,
-        });
+    let lists = message.attributes.into_iter().filter_map(|attribute| match attribute {
+        LinkAttribute::VfInfoList(list) => Some(list),
+        _ => None,
+    });
     let mut vfs: Vec<_> = lists.flatten().map(|vf| settings(&vf)).collect();
     vfs.sort_by_key(|vf| vf.index);
     // The kernel fills in zeroes for drivers without counters: believe none until one counts.
-    if vfs
-        .iter()
-        .all(|vf| vf.counters.unwrap_or_default() == Counters::default())
-    {
+    if vfs.iter().all(|vf| vf.counters.unwrap_or_default() == Counters::default()) {
         for vf in &mut vfs {
             vf.counters = None;
         }
@@ -239,10 +233,7 @@ mod tests {
         assert_eq!(vfs.iter().map(|vf| vf.index).collect::<Vec<_>>(), [0, 1]);
         assert_eq!((vfs[1].vlan, vfs[1].qos), (Some(7), Some(3)));
         assert_eq!(vfs[1].mac, Some(MacAddr::new([2, 0xf1, 0, 0, 0, 1])));
-        assert_eq!(
-            (vfs[1].spoof_check, vfs[1].trust),
-            (Some(true), Some(false))
-        );
+        assert_eq!((vfs[1].spoof_check, vfs[1].trust), (Some(true), Some(false)));
         assert_eq!(vfs[1].max_tx_rate_mbps, Some(1000));
         assert_eq!(vfs[1].counters.unwrap().rx_packets, 5);
     }
@@ -264,10 +255,7 @@ mod tests {
             link_state: Some(VfLink::Auto),
             tx_rate_mbps: Some((0, 500)),
         };
-        let whats: Vec<_> = steps(4, &change, &found)
-            .into_iter()
-            .map(|s| s.what)
-            .collect();
+        let whats: Vec<_> = steps(4, &change, &found).into_iter().map(|s| s.what).collect();
         assert_eq!(
             whats,
             [
@@ -281,13 +269,9 @@ mod tests {
 
     #[test]
     fn a_step_survives_the_wire() {
-        let change = VfChange {
-            mac: Some(MacAddr::new([2, 0, 0, 0, 0, 9])),
-            ..VfChange::default()
-        };
-        let attribute = steps(3, &change, &VfSettings::default())
-            .remove(0)
-            .attribute;
+        let change =
+            VfChange { mac: Some(MacAddr::new([2, 0, 0, 0, 0, 9])), ..VfChange::default() };
+        let attribute = steps(3, &change, &VfSettings::default()).remove(0).attribute;
         let mut bytes = vec![0; attribute.buffer_len()];
         attribute.emit(&mut bytes);
         // IFLA_VFINFO_LIST > IFLA_VF_INFO > IFLA_VF_MAC { u32 vf, u8 mac[32] }
@@ -297,9 +281,6 @@ mod tests {
         assert_eq!(bytes[16..22], [2, 0, 0, 0, 0, 9]);
         let nla = rtnetlink::packet_core::NlaBuffer::new(&bytes[..]);
         let family = netlink_packet_route::AddressFamily::Unspec;
-        assert_eq!(
-            LinkAttribute::parse_with_param(&nla, family).unwrap(),
-            attribute
-        );
+        assert_eq!(LinkAttribute::parse_with_param(&nla, family).unwrap(), attribute);
     }
 }

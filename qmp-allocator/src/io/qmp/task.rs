@@ -31,11 +31,7 @@ pub(super) async fn run(
     let (mut reader, mut writer) = stream.split();
     let mut buffer = [0; READ_BYTES];
     let mut outgoing = Outgoing::default();
-    let mut inbox = Inbox {
-        waiting: HashMap::new(),
-        events: events.clone(),
-        missed: false,
-    };
+    let mut inbox = Inbox { waiting: HashMap::new(), events: events.clone(), missed: false };
     let mut pace = Pace::new(Instant::now());
     inbox.sort(&mut splitter);
     loop {
@@ -144,10 +140,7 @@ impl Pace {
     const WINDOW: Duration = Duration::from_millis(100);
 
     fn new(now: Instant) -> Self {
-        Self {
-            window_began: now,
-            taken: 0,
-        }
+        Self { window_began: now, taken: 0 }
     }
 
     fn taken(&mut self, bytes: usize) {

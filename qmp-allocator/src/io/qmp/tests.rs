@@ -23,17 +23,11 @@ struct Server {
 impl Server {
     async fn accept(listener: &UnixListener) -> Self {
         let (stream, _) = listener.accept().await.unwrap();
-        Self {
-            stream: BufReader::new(stream),
-        }
+        Self { stream: BufReader::new(stream) }
     }
 
     async fn send(&mut self, text: &str) {
-        self.stream
-            .get_mut()
-            .write_all(text.as_bytes())
-            .await
-            .unwrap();
+        self.stream.get_mut().write_all(text.as_bytes()).await.unwrap();
         self.stream.get_mut().write_all(b"\n").await.unwrap();
     }
 
@@ -90,17 +84,12 @@ async fn the_greeting_tells_the_version() {
 async fn a_late_answer_is_dropped_and_the_connection_goes_on() {
     let (qmp, _events, mut server) = connected().await;
     let error = qmp.execute(query_status {}, SHORT).await.unwrap_err();
-    let expected = QmpError::Timeout {
-        command: "query-status".into(),
-        deadline: SHORT,
-    };
+    let expected = QmpError::Timeout { command: "query-status".into(), deadline: SHORT };
     assert_eq!(error, expected);
     let late = server.request().await;
     let serve = async {
         let next = server.request().await;
-        server
-            .answer(&late, json!({"status": "paused", "running": false}))
-            .await;
+        server.answer(&late, json!({"status": "paused", "running": false})).await;
         server.answer(&late, json!("twice")).await;
         server.answer(&next, status()).await;
     };
@@ -118,10 +107,7 @@ async fn answers_find_their_callers_in_any_order() {
     };
     let call = |command| qmp.execute_value(command, json!({}), LONG);
     let (first, second, ()) = tokio::join!(call("a"), call("b"), serve);
-    assert_eq!(
-        (first.unwrap(), second.unwrap()),
-        (json!("first"), json!("second"))
-    );
+    assert_eq!((first.unwrap(), second.unwrap()), (json!("first"), json!("second")));
 }
 
 #[tokio::test]
@@ -141,9 +127,7 @@ async fn a_refusal_carries_class_and_harmless_words() {
     let serve = async {
         let id = server.request().await["id"].clone();
         let error = json!({"class": "DeviceNotFound", "desc": "no\u{1b}[2J\nway"});
-        server
-            .send(&json!({"error": error, "id": id}).to_string())
-            .await;
+        server.send(&json!({"error": error, "id": id}).to_string()).await;
     };
     let command = device_del { id: "x".into() };
     let (answer, ()) = tokio::join!(qmp.execute(command, LONG), serve);
@@ -208,9 +192,7 @@ async fn deep_nesting_is_an_error_and_not_a_crash() {
     let serve = async {
         let id = server.request().await["id"].clone();
         let (open, close) = ("[".repeat(10_000), "]".repeat(10_000));
-        server
-            .send(&format!("{{\"return\": {open}{close}, \"id\": {id}}}"))
-            .await;
+        server.send(&format!("{{\"return\": {open}{close}, \"id\": {id}}}")).await;
     };
     let (answer, ()) = tokio::join!(qmp.execute_value("x", json!({}), LONG), serve);
     assert!(matches!(answer, Err(QmpError::Protocol(_))), "{answer:?}");
@@ -225,12 +207,7 @@ async fn a_line_over_the_cap_costs_its_caller_the_answer_and_nobody_else() {
         server.request().await;
         let chunk = "x".repeat(64 * 1024);
         for _ in 0..MAX_QMP_LINE / chunk.len() / 10 {
-            server
-                .stream
-                .get_mut()
-                .write_all(chunk.as_bytes())
-                .await
-                .unwrap();
+            server.stream.get_mut().write_all(chunk.as_bytes()).await.unwrap();
         }
         server.send("").await;
         let request = server.request().await;
@@ -292,12 +269,7 @@ async fn a_second_client_is_told_so() {
     // QEMU leaves it in the backlog.
     let error = Qmp::connect(&path, SHORT).await.unwrap_err();
     let shown = path.display().to_string();
-    assert_eq!(
-        error,
-        QmpError::NoGreeting {
-            socket: shown.clone()
-        }
-    );
+    assert_eq!(error, QmpError::NoGreeting { socket: shown.clone() });
     assert_eq!(
         error.to_string(),
         format!(
@@ -308,9 +280,7 @@ async fn a_second_client_is_told_so() {
 
 #[tokio::test]
 async fn a_missing_socket_is_named_with_what_to_do() {
-    let error = Qmp::connect(Path::new("/no/such/qmp"), LONG)
-        .await
-        .unwrap_err();
+    let error = Qmp::connect(Path::new("/no/such/qmp"), LONG).await.unwrap_err();
     assert_eq!(
         error.to_string(),
         "QMP socket /no/such/qmp: No such file or directory (os error 2); is QEMU running with `-qmp unix:/no/such/qmp,server=on,wait=off`?"

@@ -46,15 +46,12 @@ pub(super) fn classify(line: &[u8]) -> Incoming {
         data: Value,
     }
     match serde_json::from_slice(line) {
-        Ok(Head {
-            event: Some(name), ..
-        }) => {
+        Ok(Head { event: Some(name), .. }) => {
             if line.len() > MAX_DECODED || !KNOWN_EVENTS.contains(&name.as_str()) {
                 return Incoming::Noise;
             }
-            serde_json::from_slice(line).map_or(Incoming::Noise, |Event { data }| {
-                Incoming::Event(QmpEvent { name, data })
-            })
+            serde_json::from_slice(line)
+                .map_or(Incoming::Noise, |Event { data }| Incoming::Event(QmpEvent { name, data }))
         }
         Ok(Head { id: Some(id), .. }) => Incoming::Answer(id),
         _ => Incoming::Noise,
@@ -84,17 +81,12 @@ pub(super) fn answer<R: DeserializeOwned>(command: &str, line: &[u8]) -> Result<
     let answer: Answer<R> = serde_json::from_slice(line)
         .map_err(|cause| unexpected(&sanitized(&cause.to_string(), MAX_MESSAGE_CHARS)))?;
     match answer {
-        Answer {
-            error: Some(refusal),
-            ..
-        } => Err(QmpError::Refused {
+        Answer { error: Some(refusal), .. } => Err(QmpError::Refused {
             command: command.into(),
             class: sanitized(&refusal.class, MAX_CLASS_CHARS),
             desc: sanitized(&refusal.desc, MAX_MESSAGE_CHARS),
         }),
-        Answer {
-            value: Some(value), ..
-        } => Ok(value),
+        Answer { value: Some(value), .. } => Ok(value),
         _ => Err(unexpected("neither return nor error")),
     }
 }

@@ -38,10 +38,7 @@ impl Sysfs {
         // Reserved for a driver that did not take it, it would be nobody's.
         self.write(&dir.join("driver_override"), "\n")?;
         probed?;
-        Err(SysfsError::NotBound {
-            address,
-            found: driver.unwrap_or_else(|| "no driver".into()),
-        })
+        Err(SysfsError::NotBound { address, found: driver.unwrap_or_else(|| "no driver".into()) })
     }
 
     pub(super) fn release_now(&self, address: PciAddress) -> Result<(), SysfsError> {
@@ -66,13 +63,7 @@ impl Sysfs {
         interfaces: &[String],
     ) -> Result<Option<String>, SysfsError> {
         for interface in interfaces {
-            let flags = text(
-                &self
-                    .device(address)
-                    .join("net")
-                    .join(interface)
-                    .join("flags"),
-            )?;
+            let flags = text(&self.device(address).join("net").join(interface).join("flags"))?;
             let flags = flags.unwrap_or_default();
             let flags = u32::from_str_radix(flags.trim_start_matches("0x"), 16).unwrap_or(0);
             if flags & IFF_UP != 0 {

@@ -14,9 +14,7 @@ fn tree() -> (TempDir, Sysfs) {
     let devices = dir.path().join("bus/pci/devices");
     for (address, group) in [(PF, 1), (VF, 2), (SECOND, 3)] {
         let device = devices.join(address);
-        let members = dir
-            .path()
-            .join(format!("kernel/iommu_groups/{group}/devices"));
+        let members = dir.path().join(format!("kernel/iommu_groups/{group}/devices"));
         fs::create_dir_all(&device).unwrap();
         fs::create_dir_all(&members).unwrap();
         symlink(&device, members.join(address)).unwrap();
@@ -87,10 +85,7 @@ fn a_pf_and_its_vfs_are_found() {
     let vf = sysfs.function(at(VF)).unwrap();
     assert_eq!((vf.driver.as_deref(), vf.pf), (Some("igbvf"), Some(at(PF))));
     assert_eq!((vf.iommu_group, vf.group_others.len()), (Some(2), 0));
-    assert_eq!(
-        (vf.interfaces, vf.driver_override),
-        (vec!["eth1".into()], None)
-    );
+    assert_eq!((vf.interfaces, vf.driver_override), (vec!["eth1".into()], None));
 }
 
 #[test]
@@ -102,10 +97,7 @@ fn what_is_missing_is_said_with_what_to_do() {
         "there is no interface eth9; give the PF's interface as `ip link` shows it"
     );
     fs::create_dir(dir.path().join("class/net/br0")).unwrap();
-    assert_eq!(
-        error("br0"),
-        "interface br0 is no PCI device; give the interface of a NIC's PF"
-    );
+    assert_eq!(error("br0"), "interface br0 is no PCI device; give the interface of a NIC's PF");
     let pf = dir.path().join("bus/pci/devices").join(PF);
     fs::write(pf.join("sriov_numvfs"), "0\n").unwrap();
     assert_eq!(
@@ -118,10 +110,7 @@ fn what_is_missing_is_said_with_what_to_do() {
         "eth0 has no SR-IOV; enable it in NIC and firmware, or use a pool with kind = \"emulated\""
     );
     let absent = sysfs.function(at("0000:09:00.0")).unwrap_err().to_string();
-    assert_eq!(
-        absent,
-        "there is no PCI function 0000:09:00.0; see `ls /sys/bus/pci/devices`"
-    );
+    assert_eq!(absent, "there is no PCI function 0000:09:00.0; see `ls /sys/bus/pci/devices`");
 }
 
 #[test]
@@ -190,10 +179,7 @@ fn without_an_iommu_nothing_is_touched() {
     fs::remove_file(device.join("iommu_group")).unwrap();
     let error = sysfs.bind_now(at(VF)).unwrap_err();
     assert!(matches!(error, SysfsError::NoIommu(_)), "{error}");
-    assert_eq!(
-        sysfs.function(at(VF)).unwrap().driver.as_deref(),
-        Some("igbvf")
-    );
+    assert_eq!(sysfs.function(at(VF)).unwrap().driver.as_deref(), Some("igbvf"));
 }
 
 #[tokio::test]

@@ -40,24 +40,14 @@ pub struct SavedPool {
 impl Saved {
     /// The interval that was running goes on, if the host has not booted since.
     pub(super) fn next_round(&self, now: Duration, interval: Duration) -> Duration {
-        let decided = self
-            .decided_at_ms
-            .map(Duration::from_millis)
-            .filter(|at| *at <= now);
+        let decided = self.decided_at_ms.map(Duration::from_millis).filter(|at| *at <= now);
         decided.map_or(now + interval, |at| (at + interval).max(now))
     }
 
     pub(super) fn pool(&self, name: &str) -> Pool {
         let saved = self.pools.get(name).cloned().unwrap_or_default();
-        let desired = Desired {
-            ranking: saved.ranking,
-            winners: saved.winners,
-        };
-        Pool {
-            desired,
-            last_served: saved.last_served,
-            ..Pool::default()
-        }
+        let desired = Desired { ranking: saved.ranking, winners: saved.winners };
+        Pool { desired, last_served: saved.last_served, ..Pool::default() }
     }
 }
 
@@ -66,23 +56,12 @@ impl Engine {
     pub(super) fn saved(&self, now: Duration) -> Saved {
         let pool = |(name, pool): (&String, &Pool)| {
             let Desired { ranking, winners } = pool.desired.clone();
-            (
-                name.clone(),
-                SavedPool {
-                    last_served: pool.last_served.clone(),
-                    ranking,
-                    winners,
-                },
-            )
+            (name.clone(), SavedPool { last_served: pool.last_served.clone(), ranking, winners })
         };
         Saved {
             round: self.round,
             decided_at_ms: u64::try_from(now.as_millis()).ok(),
-            turns: self
-                .vms
-                .iter()
-                .map(|(name, vm)| (name.clone(), vm.turns))
-                .collect(),
+            turns: self.vms.iter().map(|(name, vm)| (name.clone(), vm.turns)).collect(),
             pools: self.pools.iter().map(pool).collect(),
         }
     }

@@ -140,11 +140,7 @@ impl Engine {
         let mut known = std::mem::take(&mut pool.vfs);
         pool.vfs = vfs
             .into_iter()
-            .map(|vf| {
-                known
-                    .remove_entry(&vf)
-                    .unwrap_or_else(|| (vf, Backoff::default()))
-            })
+            .map(|vf| known.remove_entry(&vf).unwrap_or_else(|| (vf, Backoff::default())))
             .collect();
         pool.problem = problem;
     }

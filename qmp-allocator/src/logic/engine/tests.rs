@@ -3,6 +3,7 @@
 mod world;
 
 use super::*;
+use crate::logic::policy::Strategy;
 use world::World;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -20,16 +21,8 @@ fn the_busiest_vms_hold_the_vfs_one_interval_after_each_shift() {
     world.set_rates(&[10.0, 500.0, 900.0]);
     world.run(2 * world.interval());
     assert_eq!(busiest(&world), ["vm1", "vm2"]);
-    let taken = world
-        .ends
-        .iter()
-        .find(|end| end.record.direction == Direction::ToPv)
-        .unwrap();
-    assert!(
-        taken.record.reason.contains("rank 3 of 3"),
-        "{}",
-        taken.record.reason
-    );
+    let taken = world.ends.iter().find(|end| end.record.direction == Direction::ToPv).unwrap();
+    assert!(taken.record.reason.contains("rank 3 of 3"), "{}", taken.record.reason);
 }
 
 #[test]
@@ -72,11 +65,7 @@ fn a_guest_that_keeps_its_vf_costs_one_vf_and_delays_nobody() {
     assert_eq!(world.on_vf(), ["vm0", "vm1"]);
     world.refuses_unplug = Some("vm0".parse().unwrap());
     world.run(world.interval());
-    assert!(
-        world.on_vf().contains(&"vm2".to_owned()),
-        "{:?}",
-        world.on_vf()
-    );
+    assert!(world.on_vf().contains(&"vm2".to_owned()), "{:?}", world.on_vf());
     world.run(world.interval());
     let status = world.engine.status(world.now);
     let states: Vec<_> = status.pools[0].vfs.iter().map(|vf| vf.state).collect();
@@ -84,11 +73,7 @@ fn a_guest_that_keeps_its_vf_costs_one_vf_and_delays_nobody() {
     world.refuses_unplug = None;
     world.run(world.interval());
     let status = world.engine.status(world.now);
-    assert!(
-        status.pools[0].vfs.iter().all(|vf| vf.state == "held"),
-        "healed: {:?}",
-        status.pools
-    );
+    assert!(status.pools[0].vfs.iter().all(|vf| vf.state == "held"), "healed: {:?}", status.pools);
 }
 
 #[test]
@@ -122,14 +107,8 @@ fn a_pin_to_pv_takes_the_vf_at_once() {
     let mut world = World::new(Strategy::Activity, 1, 1);
     world.run(5 * SECOND);
     assert_eq!(world.on_vf(), ["vm0"]);
-    let spec = VmSpec {
-        pool: "default".into(),
-        pin: Some(Pin::Pv),
-    };
-    world.event(Event::Registered {
-        vm: "vm0".parse().unwrap(),
-        spec,
-    });
+    let spec = VmSpec { pool: "default".into(), pin: Some(Pin::Pv) };
+    world.event(Event::Registered { vm: "vm0".parse().unwrap(), spec });
     world.run(5 * SECOND);
     assert!(world.on_vf().is_empty());
 }
@@ -142,8 +121,5 @@ fn a_vf_that_cannot_be_prepared_rests_and_another_serves() {
     world.run(world.interval() + 5 * SECOND);
     assert_eq!(world.on_vf(), ["vm0"]);
     let resting = world.engine.status(world.now).pools[0].vfs[0].clone();
-    assert_eq!(
-        (resting.state, resting.reason.as_deref()),
-        ("resting", Some("in use by another"))
-    );
+    assert_eq!((resting.state, resting.reason.as_deref()), ("resting", Some("in use by another")));
 }

@@ -17,10 +17,7 @@ pub(super) fn rank(open: &[&Candidate]) -> Vec<Ranked> {
             Some(pps) => format!("rank {place} of {count} at {pps:.0} packets/s"),
             None => format!("rank {place} of {count}: not measured yet"),
         };
-        Ranked {
-            vm: candidate.vm.clone(),
-            reason,
-        }
+        Ranked { vm: candidate.vm.clone(), reason }
     };
     order.iter().enumerate().map(ranked).collect()
 }
@@ -41,11 +38,7 @@ mod tests {
 
     fn first(vms: &[Candidate], count: usize) -> Vec<String> {
         let open: Vec<_> = vms.iter().collect();
-        rank(&open)
-            .into_iter()
-            .take(count)
-            .map(|ranked| ranked.vm.to_string())
-            .collect()
+        rank(&open).into_iter().take(count).map(|ranked| ranked.vm.to_string()).collect()
     }
 
     #[test]

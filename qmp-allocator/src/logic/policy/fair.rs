@@ -15,9 +15,7 @@ pub(super) fn rank(
 ) -> Vec<Ranked> {
     let mut ring: Vec<&VmName> = open.iter().map(|candidate| &candidate.vm).collect();
     ring.sort();
-    let behind = last_served
-        .as_ref()
-        .map_or(0, |last| ring.partition_point(|vm| *vm <= last));
+    let behind = last_served.as_ref().map_or(0, |last| ring.partition_point(|vm| *vm <= last));
     let count = ring.len().max(1);
     ring.rotate_left(behind % count);
     let ranked = |(index, vm): (usize, &&VmName)| {
@@ -25,10 +23,7 @@ pub(super) fn rank(
             None => "its turn".to_owned(),
             Some(ahead) => format!("its turn comes in {} rounds", ahead / vfs.max(1) + 1),
         };
-        Ranked {
-            vm: (*vm).clone(),
-            reason,
-        }
+        Ranked { vm: (*vm).clone(), reason }
     };
     let ranking: Vec<Ranked> = ring.iter().enumerate().map(ranked).collect();
     if let Some(last) = ranking.get(vfs.wrapping_sub(1)) {
@@ -47,11 +42,7 @@ mod tests {
 
     fn serve(vms: &[Candidate], vfs: usize, last: &mut Option<VmName>) -> Vec<String> {
         let open: Vec<_> = vms.iter().collect();
-        rank(&open, vfs, last)
-            .into_iter()
-            .take(vfs)
-            .map(|ranked| ranked.vm.to_string())
-            .collect()
+        rank(&open, vfs, last).into_iter().take(vfs).map(|ranked| ranked.vm.to_string()).collect()
     }
 
     #[test]

@@ -28,18 +28,9 @@ fn on_vf() -> Tenure {
     assert_eq!(tenure.on(at(10), done(Report::Ok)), Some(Action::Plug));
     assert_eq!(tenure.on(at(500), done(Report::Ok)), Some(Action::Join));
     assert_eq!(tenure.on(at(510), done(Report::Vf(VfState::Absent))), None);
-    assert_eq!(
-        tenure.on(tenure.wake_at().unwrap(), Input::Tick),
-        Some(Action::Join)
-    );
-    assert_eq!(
-        tenure.on(at(1000), ready()),
-        Some(Action::Forward(Target::Both))
-    );
-    assert_eq!(
-        tenure.on(at(1005), done(Report::Ok)),
-        Some(Action::Activate(Path::Vf))
-    );
+    assert_eq!(tenure.on(tenure.wake_at().unwrap(), Input::Tick), Some(Action::Join));
+    assert_eq!(tenure.on(at(1000), ready()), Some(Action::Forward(Target::Both)));
+    assert_eq!(tenure.on(at(1005), done(Report::Ok)), Some(Action::Activate(Path::Vf)));
     assert_eq!(
         tenure.on(at(1010), done(Report::Ok)),
         Some(Action::Forward(Target::Only(Path::Vf)))
@@ -52,17 +43,9 @@ fn on_vf() -> Tenure {
 fn unplugging() -> Tenure {
     let mut tenure = on_vf();
     tenure.take_record();
-    let take = Input::Take {
-        reason: "its turn is over".into(),
-    };
-    assert_eq!(
-        tenure.on(at(5000), take),
-        Some(Action::Forward(Target::Both))
-    );
-    assert_eq!(
-        tenure.on(at(5010), done(Report::Ok)),
-        Some(Action::Activate(Path::Pv))
-    );
+    let take = Input::Take { reason: "its turn is over".into() };
+    assert_eq!(tenure.on(at(5000), take), Some(Action::Forward(Target::Both)));
+    assert_eq!(tenure.on(at(5010), done(Report::Ok)), Some(Action::Activate(Path::Pv)));
     assert_eq!(
         tenure.on(at(5015), done(Report::Ok)),
         Some(Action::Forward(Target::Only(Path::Pv)))
@@ -70,10 +53,7 @@ fn unplugging() -> Tenure {
     assert_eq!(tenure.on(at(5020), done(Report::Ok)), None);
     assert_eq!(tenure.on(at(5219), Input::Tick), None);
     assert_eq!(tenure.on(at(5220), Input::Tick), Some(Action::Leave));
-    assert_eq!(
-        tenure.on(at(5230), done(Report::Vf(VfState::Present))),
-        Some(Action::Unplug)
-    );
+    assert_eq!(tenure.on(at(5230), done(Report::Vf(VfState::Present))), Some(Action::Unplug));
     assert_eq!(tenure.on(at(5240), done(Report::Ok)), None);
     tenure
 }
@@ -81,15 +61,9 @@ fn unplugging() -> Tenure {
 #[test]
 fn the_way_there_and_back_takes_its_steps_in_order_and_tells_their_times() {
     let record = on_vf().take_record().unwrap();
-    assert_eq!(
-        (record.direction, record.outcome),
-        (Direction::ToVf, Outcome::Done)
-    );
+    assert_eq!((record.direction, record.outcome), (Direction::ToVf, Outcome::Done));
     let names: Vec<_> = record.steps_ms.iter().map(|(name, _)| *name).collect();
-    assert_eq!(
-        names,
-        ["prepare", "plug", "join", "overlap", "activate", "forward"]
-    );
+    assert_eq!(names, ["prepare", "plug", "join", "overlap", "activate", "forward"]);
     assert_eq!(record.total_ms, 1020.0);
 
     let mut tenure = unplugging();
@@ -97,10 +71,7 @@ fn the_way_there_and_back_takes_its_steps_in_order_and_tells_their_times() {
     assert_eq!(tenure.on(at(6100), done(Report::Ok)), None);
     assert_eq!(tenure.phase(), Phase::Ended);
     let record = tenure.take_record().unwrap();
-    assert_eq!(
-        (record.direction, record.reason.as_str()),
-        (Direction::ToPv, "its turn is over")
-    );
+    assert_eq!((record.direction, record.reason.as_str()), (Direction::ToPv, "its turn is over"));
     assert_eq!(record.total_ms, 1100.0);
     assert_eq!(tenure.take_record(), None);
 }
@@ -111,27 +82,15 @@ fn a_vf_is_not_reused_before_device_deleted() {
     // Asked again, but never inside the five seconds in which a second request cancels the first.
     assert_eq!(tenure.on(at(10_000), Input::Tick), None);
     assert_eq!(tenure.on(at(11_230), Input::Tick), Some(Action::Unplug));
-    tenure.on(
-        at(11_240),
-        done(Report::Refused("already in the process of unplug".into())),
-    );
+    tenure.on(at(11_240), done(Report::Refused("already in the process of unplug".into())));
     assert_eq!(tenure.on(at(25_230), Input::Tick), Some(Action::Look));
-    assert_eq!(
-        tenure.on(at(25_240), done(Report::DevicePresent(true))),
-        None
-    );
+    assert_eq!(tenure.on(at(25_240), done(Report::DevicePresent(true))), None);
     assert!(
         matches!(tenure.phase(), Phase::Quarantined(reason) if reason.contains("DEVICE_DELETED"))
     );
-    assert!(matches!(
-        tenure.take_record().unwrap().outcome,
-        Outcome::Quarantined(_)
-    ));
+    assert!(matches!(tenure.take_record().unwrap().outcome, Outcome::Quarantined(_)));
 
-    assert_eq!(
-        tenure.on(at(900_000), Input::Deleted),
-        Some(Action::Sanitise)
-    );
+    assert_eq!(tenure.on(at(900_000), Input::Deleted), Some(Action::Sanitise));
     tenure.on(at(900_010), done(Report::Ok));
     assert_eq!(tenure.phase(), Phase::Ended);
 }
@@ -140,19 +99,10 @@ fn a_vf_is_not_reused_before_device_deleted() {
 fn a_plug_that_may_have_happened_is_unplugged() {
     let (mut tenure, _) = Tenure::begin(at(0), LIMITS, String::new());
     tenure.on(at(1), done(Report::Ok));
-    assert_eq!(
-        tenure.on(at(9000), done(Report::Unknown("timeout".into()))),
-        Some(Action::Unplug)
-    );
-    assert_eq!(
-        tenure.on(at(9001), done(Report::DevicePresent(false))),
-        Some(Action::Sanitise)
-    );
+    assert_eq!(tenure.on(at(9000), done(Report::Unknown("timeout".into()))), Some(Action::Unplug));
+    assert_eq!(tenure.on(at(9001), done(Report::DevicePresent(false))), Some(Action::Sanitise));
     tenure.on(at(9002), done(Report::Ok));
-    assert_eq!(
-        tenure.take_record().unwrap().outcome,
-        Outcome::Undone("timeout".into())
-    );
+    assert_eq!(tenure.take_record().unwrap().outcome, Outcome::Undone("timeout".into()));
 }
 
 #[test]
@@ -162,10 +112,7 @@ fn a_refused_plug_is_undone_without_an_unplug() {
     let refused = Report::Refused("slot 0 occupied".into());
     assert_eq!(tenure.on(at(2), done(refused)), Some(Action::Sanitise));
     tenure.on(at(3), done(Report::Ok));
-    assert_eq!(
-        tenure.take_record().unwrap().outcome,
-        Outcome::Undone("slot 0 occupied".into())
-    );
+    assert_eq!(tenure.take_record().unwrap().outcome, Outcome::Undone("slot 0 occupied".into()));
 }
 
 #[test]
@@ -174,31 +121,17 @@ fn a_guest_that_never_takes_the_vf_in_gives_it_back() {
     tenure.on(at(1), done(Report::Ok));
     tenure.on(at(2), done(Report::Ok));
     let late = done(Report::Vf(VfState::Joined));
-    assert_eq!(
-        tenure.on(at(10_003), late),
-        Some(Action::Forward(Target::Both))
-    );
+    assert_eq!(tenure.on(at(10_003), late), Some(Action::Forward(Target::Both)));
     assert_eq!(tenure.phase(), Phase::ToPv);
 }
 
 #[test]
 fn a_silent_agent_does_not_stop_the_way_back() {
     let mut tenure = on_vf();
-    tenure.on(
-        at(5000),
-        Input::Take {
-            reason: String::new(),
-        },
-    );
+    tenure.on(at(5000), Input::Take { reason: String::new() });
     let silent = || done(Report::Unknown("silent".into()));
-    assert_eq!(
-        tenure.on(at(5010), silent()),
-        Some(Action::Activate(Path::Pv))
-    );
-    assert_eq!(
-        tenure.on(at(7010), silent()),
-        Some(Action::Forward(Target::Only(Path::Pv)))
-    );
+    assert_eq!(tenure.on(at(5010), silent()), Some(Action::Activate(Path::Pv)));
+    assert_eq!(tenure.on(at(7010), silent()), Some(Action::Forward(Target::Only(Path::Pv))));
     assert_eq!(tenure.on(at(7020), done(Report::Ok)), None);
     assert_eq!(tenure.on(at(8000), Input::Tick), Some(Action::Leave));
     assert_eq!(tenure.on(at(9000), silent()), Some(Action::Unplug));
@@ -210,11 +143,7 @@ fn the_end_of_qemu_frees_the_vf_at_any_step() {
     assert_eq!(tenure.on(at(5000), Input::Exited), Some(Action::Sanitise));
 
     let (mut tenure, _) = Tenure::begin(at(0), LIMITS, String::new());
-    assert_eq!(
-        tenure.on(at(1), Input::Exited),
-        None,
-        "an action is still out"
-    );
+    assert_eq!(tenure.on(at(1), Input::Exited), None, "an action is still out");
     assert_eq!(tenure.on(at(2), done(Report::Ok)), Some(Action::Sanitise));
     tenure.on(at(3), done(Report::Ok));
     assert_eq!(tenure.phase(), Phase::Ended);
@@ -225,10 +154,7 @@ fn an_adopted_vf_is_joined_again_or_held_until_taken() {
     let (mut tenure, action) = Tenure::adopt(at(0), LIMITS, true);
     assert_eq!(action, Some(Action::Join));
     let active = done(Report::Vf(VfState::Active));
-    assert_eq!(
-        tenure.on(at(5), active),
-        Some(Action::Forward(Target::Both))
-    );
+    assert_eq!(tenure.on(at(5), active), Some(Action::Forward(Target::Both)));
     let (tenure, action) = Tenure::adopt(at(0), LIMITS, false);
     assert_eq!((action, tenure.phase()), (None, Phase::OnVf));
 }
@@ -239,10 +165,7 @@ fn a_host_that_cannot_restore_the_vf_keeps_trying() {
     tenure.on(at(5000), Input::Exited);
     tenure.on(at(5001), done(Report::Refused("EBUSY".into())));
     assert_eq!(tenure.phase(), Phase::Quarantined("EBUSY".into()));
-    assert_eq!(
-        tenure.on(tenure.wake_at().unwrap(), Input::Tick),
-        Some(Action::Sanitise)
-    );
+    assert_eq!(tenure.on(tenure.wake_at().unwrap(), Input::Tick), Some(Action::Sanitise));
     tenure.on(at(20_000), done(Report::Ok));
     assert_eq!(tenure.phase(), Phase::Ended);
 }

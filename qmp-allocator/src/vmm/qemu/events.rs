@@ -29,10 +29,9 @@ fn translate(QmpEvent { name, data }: &QmpEvent) -> Option<VmmEvent> {
         "SHUTDOWN" => VmmEvent::Shutdown,
         "STOP" => VmmEvent::Stopped,
         "RESUME" => VmmEvent::Resumed,
-        "VSERPORT_CHANGE" => VmmEvent::AgentPort {
-            port: text("id")?,
-            open: data.get("open")?.as_bool()?,
-        },
+        "VSERPORT_CHANGE" => {
+            VmmEvent::AgentPort { port: text("id")?, open: data.get("open")?.as_bool()? }
+        }
         _ => return None,
     })
 }

@@ -20,18 +20,11 @@ fn nic(tap: &str, port: &str) -> Plug {
         tap: tap.into(),
         mac: MacAddr::new([2, 0xf1, 0, 0, 0, 1]),
     };
-    Plug {
-        device_id: backend.device_id(),
-        port: port.into(),
-        backend,
-    }
+    Plug { device_id: backend.device_id(), port: port.into(), backend }
 }
 
 fn ports(states: [(&str, PortState); 3]) -> Vec<Port> {
-    let port = |(id, state): (&str, PortState)| Port {
-        id: id.to_owned(),
-        state,
-    };
+    let port = |(id, state): (&str, PortState)| Port { id: id.to_owned(), state };
     states.map(port).into()
 }
 
@@ -67,11 +60,7 @@ async fn session(vmm: &QmpVmm, events: &mut VmmEvents) {
                 mac: Some(MacAddr::new([2, 0xf1, 0, 0, 0, 1])),
             },
         }],
-        ports: ports([
-            ("rp1", occupied(id)),
-            ("rp2", foreign),
-            ("rp9", PortState::Missing),
-        ]),
+        ports: ports([("rp1", occupied(id)), ("rp2", foreign), ("rp9", PortState::Missing)]),
     };
     assert_eq!(vmm.observe(&asked).await.unwrap(), full);
     refusals(vmm, &plug).await;
@@ -96,14 +85,8 @@ async fn session(vmm: &QmpVmm, events: &mut VmmEvents) {
 }
 
 async fn refusals(vmm: &QmpVmm, plugged: &Plug) {
-    let vfio = Backend::Vfio {
-        host: "0000:ff:1f.7".parse().unwrap(),
-    };
-    let vfio = Plug {
-        device_id: vfio.device_id(),
-        port: "rp3".into(),
-        backend: vfio,
-    };
+    let vfio = Backend::Vfio { host: "0000:ff:1f.7".parse().unwrap() };
+    let vfio = Plug { device_id: vfio.device_id(), port: "rp3".into(), backend: vfio };
     let mut model = nic("fvtest1", "rp3");
     model.backend = Backend::Nic {
         model: "nosuch".into(),
@@ -111,10 +94,7 @@ async fn refusals(vmm: &QmpVmm, plugged: &Plug) {
         mac: MacAddr::new([2, 0xf1, 0, 0, 0, 2]),
     };
     for (plug, error) in [
-        (
-            plugged,
-            "device flexvf-tap-fvtest0 is in the VM already; wait until it is unplugged",
-        ),
+        (plugged, "device flexvf-tap-fvtest0 is in the VM already; wait until it is unplugged"),
         (
             &nic("fvtest1", "rp1"),
             "root port rp1 is occupied by flexvf-tap-fvtest0; unplug that, or list another port in the VM's `ports`",
@@ -131,18 +111,12 @@ async fn refusals(vmm: &QmpVmm, plugged: &Plug) {
             &vfio,
             "QEMU refused device_add: vfio /sys/bus/pci/devices/0000:ff:1f.7: no such host device: No such file or directory",
         ),
-        (
-            &model,
-            "QEMU refused device_add: 'nosuch' is not a valid device model name",
-        ),
+        (&model, "QEMU refused device_add: 'nosuch' is not a valid device model name"),
     ] {
         assert_eq!(vmm.plug(plug).await.unwrap_err().to_string(), error);
     }
     let forgotten = vmm.forget(&plugged.device_id).await;
-    assert!(
-        matches!(forgotten, Err(VmmError::AlreadyThere(_))),
-        "{forgotten:?}"
-    );
+    assert!(matches!(forgotten, Err(VmmError::AlreadyThere(_))), "{forgotten:?}");
 }
 
 /// Sends QEMU's recorded lines, and insists on the recorded requests in between.
@@ -186,16 +160,9 @@ async fn a_vfio_device_is_seen_with_its_host_function() {
     let serve = async {
         let (stream, _) = listener.accept().await.unwrap();
         let mut stream = BufReader::new(stream);
-        let greeting = RECORDED
-            .lines()
-            .find(|line| line.starts_with("< "))
-            .unwrap();
+        let greeting = RECORDED.lines().find(|line| line.starts_with("< ")).unwrap();
         let greeting = format!("{}\n", &greeting[2..]);
-        stream
-            .get_mut()
-            .write_all(greeting.as_bytes())
-            .await
-            .unwrap();
+        stream.get_mut().write_all(greeting.as_bytes()).await.unwrap();
         let id = "flexvf-0000-01-10-0";
         for answer in [
             json!({}),

@@ -44,11 +44,7 @@ impl Child {
         let program = command.get_program().to_string_lossy().into_owned();
         let process =
             process.with_context(|| format!("start {program}; is it built and in PATH?"))?;
-        Ok(Self {
-            name: name.to_owned(),
-            log: log.to_owned(),
-            process,
-        })
+        Ok(Self { name: name.to_owned(), log: log.to_owned(), process })
     }
 
     /// Its process.
@@ -85,9 +81,7 @@ impl Child {
 
     /// SIGKILL, to this process alone.
     pub fn kill(&mut self) -> Result<()> {
-        self.process
-            .kill()
-            .with_context(|| format!("kill {}", self.name))?;
+        self.process.kill().with_context(|| format!("kill {}", self.name))?;
         self.process.wait()?;
         Ok(())
     }

@@ -88,16 +88,9 @@ impl Host {
         text.push_str("\n[[pool]]\nname = \"default\"\n");
         let vfs = &self.vfs;
         let _ = if self.pool == "sriov" {
-            write!(
-                text,
-                "kind = \"sriov\"\npf = \"{}\"\nvfs = {vfs:?}\n",
-                self.pf
-            )
+            write!(text, "kind = \"sriov\"\npf = \"{}\"\nvfs = {vfs:?}\n", self.pf)
         } else {
-            write!(
-                text,
-                "kind = \"emulated\"\nmodel = \"e1000e\"\ntaps = {vfs:?}\n"
-            )
+            write!(text, "kind = \"emulated\"\nmodel = \"e1000e\"\ntaps = {vfs:?}\n")
         };
         text
     }

@@ -30,10 +30,7 @@ impl QmpClient {
         let stream = stream.with_context(|| format!("connect to {}", path.display()))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        let mut client = Self {
-            path: path.to_owned(),
-            stream: BufReader::new(stream),
-        };
+        let mut client = Self { path: path.to_owned(), stream: BufReader::new(stream) };
         client.read()?;
         client.execute::<Value>("qmp_capabilities", &json!({}))?;
         Ok(client)

@@ -30,20 +30,12 @@ impl Peer {
         }
         let mut child = Child::start_piped("the peer", &mut command, &host.log("peer.log"))?;
         let (commands, answers) = child.take_pipes().context("the peer has no pipes")?;
-        Ok(Self {
-            commands,
-            answers: BufReader::new(answers),
-            child,
-        })
+        Ok(Self { commands, answers: BufReader::new(answers), child })
     }
 
     /// Sets a guest's rates.
     pub fn set(&mut self, vm: &VmName, probe_pps: u32, load_pps: u32) -> Result<()> {
-        let request = Request::Set {
-            vm: vm.clone(),
-            probe_pps,
-            load_pps,
-        };
+        let request = Request::Set { vm: vm.clone(), probe_pps, load_pps };
         match self.ask(&request)? {
             Answer::Done => Ok(()),
             other => bail!("the peer answered {other:?}"),
@@ -60,11 +52,7 @@ impl Peer {
 
     /// Packets generated for `vm`, both ways, in a window.
     pub fn generated(&mut self, vm: &VmName, from_ms: u64, to_ms: u64) -> Result<Option<f64>> {
-        let request = Request::Window {
-            vm: vm.clone(),
-            from_ms,
-            to_ms,
-        };
+        let request = Request::Window { vm: vm.clone(), from_ms, to_ms };
         match self.ask(&request)? {
             Answer::Window(packets) => Ok(packets),
             other => bail!("the peer answered {other:?}"),

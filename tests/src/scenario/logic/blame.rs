@@ -40,8 +40,7 @@ pub fn cause_of(vm: &VmName, noticed_ms: u64, watch: &Watch) -> String {
 }
 
 fn begin_ms(seen: &SeenSwitch) -> u64 {
-    seen.seen_ms
-        .saturating_sub(seen.switch.total_ms.max(0.0) as u64)
+    seen.seen_ms.saturating_sub(seen.switch.total_ms.max(0.0) as u64)
 }
 
 fn step_at(seen: &SeenSwitch, at_ms: u64) -> String {

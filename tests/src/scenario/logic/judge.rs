@@ -21,11 +21,7 @@ pub struct Shift {
 
 /// Every shift was followed in time.
 pub fn shifts(shifts: &[Shift]) -> Vec<String> {
-    let late = |shift: &&Shift| {
-        shift
-            .followed_s
-            .is_none_or(|after_s| after_s > shift.limit_s)
-    };
+    let late = |shift: &&Shift| shift.followed_s.is_none_or(|after_s| after_s > shift.limit_s);
     let tell = |shift: &Shift| {
         let who = names(&shift.expected);
         match shift.followed_s {
@@ -46,19 +42,14 @@ pub fn turns(status: &Status) -> Vec<String> {
     if least == most && least.is_some_and(|turns| turns > 0) {
         return Vec::new();
     }
-    let each = status
-        .vms
-        .iter()
-        .map(|vm| format!("{} {}", vm.vm, vm.turns));
+    let each = status.vms.iter().map(|vm| format!("{} {}", vm.vm, vm.turns));
     let each = each.collect::<Vec<_>>().join(", ");
     vec![format!("turns are not equal: {each}")]
 }
 
 /// Every guest's rate was seen, and about as it was.
 pub fn rates(rates: &[Rate], vms: &[VmName]) -> Vec<String> {
-    let unseen = vms
-        .iter()
-        .filter(|vm| !rates.iter().any(|rate| rate.vm == **vm));
+    let unseen = vms.iter().filter(|vm| !rates.iter().any(|rate| rate.vm == **vm));
     let unseen = unseen.map(|vm| format!("{vm}: no interval whose rate could be compared"));
     let off = rates.iter().filter_map(|rate| {
         let error = (rate.seen_pps - rate.generated_pps) / rate.generated_pps.max(1.0);
@@ -80,13 +71,7 @@ pub fn rates(rates: &[Rate], vms: &[VmName]) -> Vec<String> {
 pub fn probes(probes: &[Probe], max_gap_ms: u64) -> Vec<String> {
     let lost_network = |probe: &&Probe| probe.received == 0 || probe.longest_gap_ms > max_gap_ms;
     let tell = |probe: &Probe| {
-        let Probe {
-            vm,
-            direction,
-            received,
-            longest_gap_ms,
-            ..
-        } = probe;
+        let Probe { vm, direction, received, longest_gap_ms, .. } = probe;
         format!(
             "{vm}: {received} probes {direction}, the longest gap was {longest_gap_ms} ms, allowed are {max_gap_ms} ms"
         )
@@ -129,9 +114,7 @@ pub fn holders_agree(status: &Status, held: &[(VmName, String)]) -> Vec<String> 
         return Vec::new();
     }
     let (holders, in_qemu) = (names(&holders), names(&in_qemu));
-    vec![format!(
-        "flexvf says that {holders} hold VFs, by QEMU's device tree it is {in_qemu}"
-    )]
+    vec![format!("flexvf says that {holders} hold VFs, by QEMU's device tree it is {in_qemu}")]
 }
 
 /// `a, b and c`.
@@ -160,11 +143,8 @@ mod tests {
 
     #[test]
     fn a_shift_followed_too_late_fails() {
-        let shift = |followed_s| Shift {
-            expected: vec![vm("a"), vm("b")],
-            followed_s,
-            limit_s: 40.0,
-        };
+        let shift =
+            |followed_s| Shift { expected: vec![vm("a"), vm("b")], followed_s, limit_s: 40.0 };
         assert!(shifts(&[shift(Some(39.0))]).is_empty());
         assert_eq!(
             shifts(&[shift(Some(41.0)), shift(None)]),
@@ -177,11 +157,7 @@ mod tests {
 
     #[test]
     fn rates_may_differ_by_five_percent() {
-        let rate = |seen_pps| Rate {
-            vm: vm("a"),
-            generated_pps: 200.0,
-            seen_pps,
-        };
+        let rate = |seen_pps| Rate { vm: vm("a"), generated_pps: 200.0, seen_pps };
         assert!(rates(&[rate(209.0)], &[vm("a")]).is_empty());
         assert!(rates(&[rate(191.0)], &[vm("a")]).is_empty());
         assert_eq!(rates(&[rate(211.0)], &[vm("a")]).len(), 1);
@@ -220,16 +196,10 @@ mod tests {
     fn a_vf_in_two_places_or_quarantined_fails() {
         let good = status(r#"{"pools": [{"vfs": [{"vf": "x", "state": "held"}]}]}"#);
         let held = |names: &[(&str, &str)]| -> Vec<_> {
-            names
-                .iter()
-                .map(|(name, device)| (vm(name), (*device).to_owned()))
-                .collect()
+            names.iter().map(|(name, device)| (vm(name), (*device).to_owned())).collect()
         };
         assert!(vfs(&good, &held(&[("a", "x")]), 1).is_empty());
-        assert_eq!(
-            vfs(&good, &held(&[("a", "x"), ("b", "x")]), 1),
-            ["x is in a and in b"]
-        );
+        assert_eq!(vfs(&good, &held(&[("a", "x"), ("b", "x")]), 1), ["x is in a and in b"]);
         assert_eq!(vfs(&good, &[], 2).len(), 1);
         let bad = status(r#"{"pools": [{"vfs": [{"vf": "x", "state": "quarantined"}]}]}"#);
         assert_eq!(vfs(&bad, &[], 1).len(), 1);

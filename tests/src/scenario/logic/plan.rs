@@ -19,10 +19,8 @@ pub fn loads(vms: &[VmName], busy: usize, load_pps: u32, phase: usize) -> Vec<Gu
         place if place < busy => load_pps / 2 * step_percent(place) / 100,
         _ => 0,
     };
-    let with_load = |(index, vm): (usize, &VmName)| GuestLoad {
-        vm: vm.clone(),
-        load_pps: load(index),
-    };
+    let with_load =
+        |(index, vm): (usize, &VmName)| GuestLoad { vm: vm.clone(), load_pps: load(index) };
     vms.iter().enumerate().map(with_load).collect()
 }
 
@@ -61,9 +59,7 @@ mod tests {
     use super::*;
 
     fn vms(count: usize) -> Vec<VmName> {
-        (1..=count)
-            .map(|n| format!("vm{n}").parse().unwrap())
-            .collect()
+        (1..=count).map(|n| format!("vm{n}").parse().unwrap()).collect()
     }
 
     #[test]
@@ -88,11 +84,7 @@ mod tests {
     #[test]
     fn turns_are_equal_after_a_whole_number_of_circles() {
         for (guests, vfs, rounds) in [(3, 2, 3), (3, 1, 3), (4, 2, 2), (6, 4, 3), (1, 1, 1)] {
-            assert_eq!(
-                rounds_for_equal_turns(guests, vfs),
-                rounds,
-                "{guests} {vfs}"
-            );
+            assert_eq!(rounds_for_equal_turns(guests, vfs), rounds, "{guests} {vfs}");
         }
     }
 }

@@ -112,23 +112,8 @@ pub struct IntervalDetail {
 
 impl From<&SeenSwitch> for SwitchResult {
     fn from(seen: &SeenSwitch) -> Self {
-        let Switch {
-            vm,
-            vf,
-            direction,
-            reason,
-            steps_ms,
-            total_ms,
-            ..
-        } = seen.switch.clone();
-        Self {
-            vm,
-            vf,
-            direction,
-            reason,
-            steps_ms,
-            total_ms,
-        }
+        let Switch { vm, vf, direction, reason, steps_ms, total_ms, .. } = seen.switch.clone();
+        Self { vm, vf, direction, reason, steps_ms, total_ms }
     }
 }
 
@@ -159,11 +144,7 @@ mod tests {
                 duplicated: 0,
                 longest_gap_ms: 20,
             }],
-            rates: vec![Rate {
-                vm,
-                generated_pps: 100.0,
-                seen_pps: 99.0,
-            }],
+            rates: vec![Rate { vm, generated_pps: 100.0, seen_pps: 99.0 }],
             passed: true,
             failures: Vec::new(),
         };

@@ -165,10 +165,7 @@ impl Status {
 
     /// Every sentence in which the daemon says that something is wrong, with its subject.
     pub fn complaints(&self) -> Vec<String> {
-        let problems = self
-            .problems
-            .iter()
-            .map(|it| format!("{}: {}", it.subject, it.text));
+        let problems = self.problems.iter().map(|it| format!("{}: {}", it.subject, it.text));
         let pools = self.pools.iter().filter_map(|pool| {
             let problem = pool.problem.as_ref()?;
             Some(format!("pool {}: {problem}", pool.name))
@@ -177,10 +174,7 @@ impl Status {
             let reason = vf.reason.as_ref()?;
             Some(format!("VF {}: {reason}", vf.vf))
         });
-        let vms = self
-            .vms
-            .iter()
-            .map(|vm| format!("VM {}: {}", vm.vm, vm.reason));
+        let vms = self.vms.iter().map(|vm| format!("VM {}: {}", vm.vm, vm.reason));
         problems.chain(pools).chain(vfs).chain(vms).collect()
     }
 }
@@ -189,11 +183,7 @@ impl Problem {
     /// Subject and text, the subject once.
     pub fn sentence(&self) -> String {
         let Self { subject, text } = self;
-        if text.contains(subject.as_str()) {
-            text.clone()
-        } else {
-            format!("{subject}: {text}")
-        }
+        if text.contains(subject.as_str()) { text.clone() } else { format!("{subject}: {text}") }
     }
 }
 

@@ -43,17 +43,13 @@ impl Watch {
             let key = (self.kills_ms.len(), switch.n);
             self.switches.entry(key).or_insert_with(|| {
                 news.push(describe(switch));
-                SeenSwitch {
-                    switch: switch.clone(),
-                    seen_ms: now_ms,
-                }
+                SeenSwitch { switch: switch.clone(), seen_ms: now_ms }
             });
         }
         for vm in &status.vms {
             if let Some(interval) = vm.last_interval {
                 // By its end: rounds are counted anew by each daemon.
-                self.intervals
-                    .insert((vm.vm.clone(), interval.to_ms), interval);
+                self.intervals.insert((vm.vm.clone(), interval.to_ms), interval);
             }
         }
         if status.round != self.last.round {
@@ -140,10 +136,7 @@ mod tests {
     fn a_switch_is_told_once() {
         let mut watch = Watch::default();
         let news = watch.take(status(ONE_SWITCH), 10);
-        assert_eq!(
-            news[0],
-            "a -> VF vf0 in 1.8 s (plug 1.50, join 0.25): busiest"
-        );
+        assert_eq!(news[0], "a -> VF vf0 in 1.8 s (plug 1.50, join 0.25): busiest");
         assert!(watch.take(status(ONE_SWITCH), 20).is_empty());
         assert_eq!(watch.switches().count(), 1);
     }

@@ -175,11 +175,7 @@ fn answer(request: &Request, guests: &mut [Guest], now_us: u64) -> Answer {
             let reports = guests.iter().map(|guest| guest.report(now_us));
             return Answer::Report(reports.collect());
         }
-        Request::Set {
-            vm,
-            probe_pps,
-            load_pps,
-        } => find(guests, vm).map(|guest| {
+        Request::Set { vm, probe_pps, load_pps } => find(guests, vm).map(|guest| {
             guest.set_rates(*probe_pps, *load_pps, now_us);
             Answer::Done
         }),
@@ -275,11 +271,7 @@ impl Guest {
         let losses = report.losses.iter().map(here).collect();
         self.losses.insert(report.holes_from, losses);
         let next_window = report.holes_from + HOLES_PER_REPORT;
-        self.want.holes_from = if next_window < report.holes {
-            next_window
-        } else {
-            0
-        };
+        self.want.holes_from = if next_window < report.holes { next_window } else { 0 };
         self.report = report;
     }
 
@@ -290,11 +282,7 @@ impl Guest {
         if now_us >= self.ask_at_us {
             let datagram = encode_control(self.run, &self.want);
             self.control += u64::from(socket.send(&datagram, self.address));
-            let pause_us = if self.confirmed() {
-                REPORT_EVERY_US
-            } else {
-                REPEAT_EVERY_US
-            };
+            let pause_us = if self.confirmed() { REPORT_EVERY_US } else { REPEAT_EVERY_US };
             self.ask_at_us = now_us + pause_us;
         }
         self.generated.note(now_us / 1000, self.generated_so_far());
@@ -350,9 +338,8 @@ impl FromStr for GuestAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (vm, address) = text
-            .split_once('=')
-            .ok_or_else(|| format!("{text:?} is not NAME=ADDRESS[:PORT]"))?;
+        let (vm, address) =
+            text.split_once('=').ok_or_else(|| format!("{text:?} is not NAME=ADDRESS[:PORT]"))?;
         let with_port = || {
             let address = address.parse().ok()?;
             Some(SocketAddr::new(address, DEFAULT_PORT))
@@ -387,11 +374,7 @@ mod tests {
     fn what_the_guest_sent_counts_even_when_it_was_lost() {
         let mut guest = guest();
         for seq in [0, 1, 9] {
-            let header = Header {
-                kind: Kind::Load,
-                run: 7,
-                seq,
-            };
+            let header = Header { kind: Kind::Load, run: 7, seq };
             guest.take(&header.encode(), 1000);
         }
         assert_eq!(guest.generated_so_far(), 10);
@@ -400,11 +383,7 @@ mod tests {
     #[test]
     fn a_straggler_of_another_run_is_not_counted() {
         let mut guest = guest();
-        let header = Header {
-            kind: Kind::Probe,
-            run: 8,
-            seq: 0,
-        };
+        let header = Header { kind: Kind::Probe, run: 8, seq: 0 };
         guest.take(&header.encode(), 1000);
         assert_eq!(guest.probe_in.counts().received, 0);
     }
@@ -415,17 +394,10 @@ mod tests {
         let report = GuestReport {
             now_ms: 500,
             holes: 1,
-            losses: vec![Loss {
-                first: 3,
-                lost: 1,
-                noticed_ms: 400,
-            }],
+            losses: vec![Loss { first: 3, lost: 1, noticed_ms: 400 }],
             ..GuestReport::default()
         };
         guest.take_report(report, 10_000_000);
-        assert_eq!(
-            guest.report(10_000_000).to_guest.losses[0].noticed_ms,
-            9_900
-        );
+        assert_eq!(guest.report(10_000_000).to_guest.losses[0].noticed_ms, 9_900);
     }
 }

@@ -87,11 +87,7 @@ impl Socket {
 impl Sender {
     /// A silent stream.
     pub const fn new(kind: Kind) -> Self {
-        Self {
-            kind,
-            pacer: Pacer::new(0, 0),
-            sent: 0,
-        }
+        Self { kind, pacer: Pacer::new(0, 0), sent: 0 }
     }
 
     /// From now on `pps` packets a second; numbers go on.
@@ -106,11 +102,7 @@ impl Sender {
         let due = self.pacer.take_due(now_us);
         let mut refused = 0;
         for _ in 0..due {
-            let header = Header {
-                kind: self.kind,
-                run,
-                seq: self.sent,
-            };
+            let header = Header { kind: self.kind, run, seq: self.sent };
             if socket.send(&header.encode(), to) {
                 self.sent += 1;
             } else {

@@ -84,17 +84,10 @@ impl Header {
     /// The header on the wire.
     pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
-        let fields: [&[u8]; 4] = [
-            &MAGIC,
-            &[self.kind as u8, 0, 0, 0],
-            &self.run.to_be_bytes(),
-            &self.seq.to_be_bytes(),
-        ];
+        let fields: [&[u8]; 4] =
+            [&MAGIC, &[self.kind as u8, 0, 0, 0], &self.run.to_be_bytes(), &self.seq.to_be_bytes()];
         let wire = fields.into_iter().flatten();
-        bytes
-            .iter_mut()
-            .zip(wire)
-            .for_each(|(to, from)| *to = *from);
+        bytes.iter_mut().zip(wire).for_each(|(to, from)| *to = *from);
         bytes
     }
 
@@ -110,22 +103,14 @@ impl Header {
             3 => Kind::Control,
             _ => return None,
         };
-        let header = Self {
-            kind,
-            run: u32::from_be_bytes(run),
-            seq: u64::from_be_bytes(seq),
-        };
+        let header = Self { kind, run: u32::from_be_bytes(run), seq: u64::from_be_bytes(seq) };
         (*magic == MAGIC).then_some((header, rest))
     }
 }
 
 /// A control datagram of `run`.
 pub fn encode_control(run: u32, message: &impl Serialize) -> Vec<u8> {
-    let header = Header {
-        kind: Kind::Control,
-        run,
-        seq: 0,
-    };
+    let header = Header { kind: Kind::Control, run, seq: 0 };
     let mut datagram = header.encode().to_vec();
     datagram.extend(serde_json::to_vec(message).unwrap_or_default());
     datagram
@@ -144,11 +129,7 @@ mod tests {
 
     #[test]
     fn a_datagram_is_pinned_to_its_wire_format() {
-        let header = Header {
-            kind: Kind::Load,
-            run: 0x0102_0304,
-            seq: 5,
-        };
+        let header = Header { kind: Kind::Load, run: 0x0102_0304, seq: 5 };
         let wire = *b"FVT1\x02\0\0\0\x01\x02\x03\x04\0\0\0\0\0\0\0\x05";
         assert_eq!(header.encode(), wire);
     }

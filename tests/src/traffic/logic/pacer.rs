@@ -26,11 +26,7 @@ pub struct Pacer {
 impl Pacer {
     /// Sends `pps` packets a second from `now_us` on; none at 0.
     pub const fn new(pps: u32, now_us: u64) -> Self {
-        Self {
-            pps,
-            begin_us: now_us,
-            issued: 0,
-        }
+        Self { pps, begin_us: now_us, issued: 0 }
     }
 
     /// The rate asked for.

@@ -84,11 +84,7 @@ impl Tracker {
             return;
         }
         if seq > self.next && self.holes.len() < MAX_HOLES {
-            self.holes.push(Hole {
-                first: self.next,
-                count: seq - self.next,
-                noticed_us: now_us,
-            });
+            self.holes.push(Hole { first: self.next, count: seq - self.next, noticed_us: now_us });
         }
         self.next = seq + 1;
     }
@@ -142,9 +138,7 @@ impl Tracker {
 
     fn has(&self, seq: u64) -> bool {
         let (word, bit) = position(seq);
-        self.seen
-            .get(word)
-            .is_some_and(|bits| bits & (1 << bit) != 0)
+        self.seen.get(word).is_some_and(|bits| bits & (1 << bit) != 0)
     }
 
     fn mark(&mut self, seq: u64) {
@@ -190,11 +184,7 @@ mod tests {
     #[test]
     fn a_loss_says_which_numbers_and_when_it_was_noticed() {
         let tracker = tracker_of(&[0, 1, 5, 3]);
-        let loss = Loss {
-            first: 2,
-            lost: 2,
-            noticed_ms: 20,
-        };
+        let loss = Loss { first: 2, lost: 2, noticed_ms: 20 };
         assert_eq!(tracker.losses(0, 10), [loss]);
         assert!(tracker.losses(1, 10).is_empty());
     }
@@ -218,10 +208,7 @@ mod tests {
             tracker.take(seq, at_ms * 1000);
         }
         let counts = tracker.counts();
-        assert_eq!(
-            (counts.longest_gap_ms, counts.longest_gap_end_ms),
-            (290, 400)
-        );
+        assert_eq!((counts.longest_gap_ms, counts.longest_gap_end_ms), (290, 400));
     }
 
     proptest! {

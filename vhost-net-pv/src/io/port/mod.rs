@@ -76,10 +76,7 @@ pub struct Frame {
 impl<'m> Batch<'m> {
     /// A batch without frames.
     pub const fn new() -> Self {
-        Self {
-            pieces: Vec::new(),
-            frames: Vec::new(),
-        }
+        Self { pieces: Vec::new(), frames: Vec::new() }
     }
 
     /// A batch of one frame that is not the guest's.
@@ -106,11 +103,7 @@ impl<'m> Batch<'m> {
 
     /// Makes a frame of the pieces from `first` on.
     pub(super) fn push(&mut self, header: RawHeader, first: usize) {
-        self.frames.push(Frame {
-            header,
-            taken: false,
-            pieces: first..self.pieces.len(),
-        });
+        self.frames.push(Frame { header, taken: false, pieces: first..self.pieces.len() });
     }
 
     /// The port took the frame at this place.

@@ -109,17 +109,9 @@ impl Tap {
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(TUN_DEVICE)
             .map_err(TapError::Device)?;
-        let extra = if multi_queue {
-            libc::IFF_MULTI_QUEUE
-        } else {
-            0
-        };
-        sys::tun_attach(file.as_fd(), name, NEEDED_FLAGS | extra).map_err(|cause| {
-            TapError::Attach {
-                name: name.to_owned(),
-                cause,
-            }
-        })?;
+        let extra = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
+        sys::tun_attach(file.as_fd(), name, NEEDED_FLAGS | extra)
+            .map_err(|cause| TapError::Attach { name: name.to_owned(), cause })?;
         Self::set_up(file, name.to_owned(), multi_queue)
     }
 
@@ -134,21 +126,14 @@ impl Tap {
         if flags & NEEDED_FLAGS != NEEDED_FLAGS {
             return Err(TapError::Kind);
         }
-        netdev::set_nonblocking(file.as_fd()).map_err(|cause| TapError::SetUp {
-            name: name.clone(),
-            cause,
-        })?;
+        netdev::set_nonblocking(file.as_fd())
+            .map_err(|cause| TapError::SetUp { name: name.clone(), cause })?;
         Self::set_up(file, name, flags & libc::IFF_MULTI_QUEUE != 0)
     }
 
     fn set_up(file: File, name: String, multi_queue: bool) -> Result<Self, TapError> {
         match sys::tun_set_header_bytes(file.as_fd(), HEADER_BYTES) {
-            Ok(()) => Ok(Self {
-                file,
-                name,
-                multi_queue,
-                active: true,
-            }),
+            Ok(()) => Ok(Self { file, name, multi_queue, active: true }),
             Err(cause) => Err(TapError::SetUp { name, cause }),
         }
     }
@@ -160,16 +145,10 @@ impl Tap {
 
     /// What this kernel can hand out unfinished.
     pub fn supported_offloads(&self) -> Offloads {
-        [
-            Offloads::ALL,
-            Offloads {
-                uso: false,
-                ..Offloads::ALL
-            },
-        ]
-        .into_iter()
-        .find(|offloads| self.apply(*offloads).is_ok())
-        .unwrap_or_default()
+        [Offloads::ALL, Offloads { uso: false, ..Offloads::ALL }]
+            .into_iter()
+            .find(|offloads| self.apply(*offloads).is_ok())
+            .unwrap_or_default()
     }
 
     fn apply(&self, offloads: Offloads) -> io::Result<()> {

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use flexvf_protocol::agent::{Path, VfState};
 
 use super::*;
-use crate::logic::rate::{Count, Trust};
+use crate::logic::policy::Strategy;
+use crate::logic::rate::{Count, Sample, Trust};
+use crate::logic::switch::{Action, Limits, Report};
 
 pub(super) struct World {
     pub(super) engine: Engine,
@@ -71,11 +73,7 @@ impl World {
         self.plugged.remove(&vm);
         self.joined.remove(&vm);
         self.dead.insert(vm.clone());
-        self.event(Event::Lost {
-            vm,
-            exited: true,
-            reason: "QEMU ended".into(),
-        });
+        self.event(Event::Lost { vm, exited: true, reason: "QEMU ended".into() });
     }
 
     /// Whatever was under way in the daemon is gone; the world stays.
@@ -89,10 +87,7 @@ impl World {
     pub(super) fn run(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
-            let wake = self
-                .engine
-                .wake_at(self.now)
-                .max(self.now + Duration::from_millis(1));
+            let wake = self.engine.wake_at(self.now).max(self.now + Duration::from_millis(1));
             let next_event = self.due.iter().map(|(at, n, _)| (*at, *n)).min();
             match next_event {
                 Some((at, n)) if at <= wake && at <= end => {
@@ -114,18 +109,12 @@ impl World {
     pub(super) fn event(&mut self, event: Event) {
         if let Event::Sampled { vm, .. } = &event {
             let (rate, count) = self.rates[vm];
-            self.rates
-                .insert(vm.clone(), (rate, count + rate * SAMPLE.as_secs_f64()));
+            self.rates.insert(vm.clone(), (rate, count + rate * SAMPLE.as_secs_f64()));
             self.sample_later(vm.clone(), SAMPLE);
         }
         for command in self.engine.on(self.now, event) {
             match command {
-                Command::Act {
-                    vm,
-                    vf,
-                    port,
-                    action,
-                } => self.act(vm, Held { vf, port }, action),
+                Command::Act { vm, vf, port, action } => self.act(vm, Held { vf, port }, action),
                 Command::Observe(vm) => self.observe_later(vm),
                 Command::Save(saved) => self.saved = Some(saved),
                 Command::Tell(end) => self.ends.push(end),
@@ -143,30 +132,14 @@ impl World {
 
     fn introduce(&mut self) {
         let vfs = (0..self.vfs).map(|i| VfId::new(format!("vf{i}"))).collect();
-        self.event(Event::Pool {
-            pool: "default".into(),
-            vfs,
-            problem: None,
-        });
+        self.event(Event::Pool { pool: "default".into(), vfs, problem: None });
         let names: Vec<VmName> = self.rates.keys().cloned().collect();
         for vm in &names {
-            let spec = VmSpec {
-                pool: "default".into(),
-                pin: None,
-            };
-            self.event(Event::Registered {
-                vm: vm.clone(),
-                spec,
-            });
+            let spec = VmSpec { pool: "default".into(), pin: None };
+            self.event(Event::Registered { vm: vm.clone(), spec });
         }
         for vm in names {
-            self.later(
-                LATENCY,
-                Event::Agent {
-                    vm: vm.clone(),
-                    view: AgentView::Ready,
-                },
-            );
+            self.later(LATENCY, Event::Agent { vm: vm.clone(), view: AgentView::Ready });
             self.sample_later(vm.clone(), LATENCY);
             self.observe_later(vm);
         }
@@ -178,47 +151,24 @@ impl World {
         }
         let held = self.plugged.get(&vm).cloned();
         let free_port = held.is_none().then(|| "port0".to_owned());
-        self.later(
-            LATENCY,
-            Event::Observed {
-                vm,
-                held,
-                free_port,
-            },
-        );
+        self.later(LATENCY, Event::Observed { vm, held, free_port });
     }
 
     fn sample_later(&mut self, vm: VmName, pause: Duration) {
         let (rate, count) = self.rates[&vm];
         let packets = (count + rate * SAMPLE.as_secs_f64()) as u64;
-        let pv = Some(Count {
-            epoch: 1,
-            packets,
-            trust: Trust::Host,
-        });
+        let pv = Some(Count { epoch: 1, packets, trust: Trust::Host });
         self.later(
             pause,
-            Event::Sampled {
-                vm,
-                sample: Sample {
-                    at: self.now + pause,
-                    pv,
-                    vf: None,
-                },
-            },
+            Event::Sampled { vm, sample: Sample { at: self.now + pause, pv, vf: None } },
         );
     }
 
     /// The effect is at once, the report a little later: the daemon may be killed between them.
     fn act(&mut self, vm: VmName, held: Held, action: Action) {
         if self.dead.contains(&vm) && action != Action::Sanitise {
-            return self.later(
-                LATENCY,
-                Event::Done {
-                    vm,
-                    report: Report::Unknown("no QEMU".into()),
-                },
-            );
+            return self
+                .later(LATENCY, Event::Done { vm, report: Report::Unknown("no QEMU".into()) });
         }
         let report = match action {
             Action::Prepare if self.broken_vf.as_ref() == Some(&held.vf) => {
@@ -238,13 +188,7 @@ impl World {
                 if self.refuses_unplug.as_ref() != Some(&vm) {
                     self.plugged.remove(&vm);
                     self.joined.remove(&vm);
-                    self.later(
-                        3 * LATENCY,
-                        Event::Deleted {
-                            vm: vm.clone(),
-                            vf: held.vf,
-                        },
-                    );
+                    self.later(3 * LATENCY, Event::Deleted { vm: vm.clone(), vf: held.vf });
                 }
                 Report::Ok
             }

@@ -1,0 +1,92 @@
+//! What one VM's task sees: devices in QEMU, the guest's agent, counters.
+
+use std::path::Path;
+
+use flexvf_protocol::stats_page::{Counter, Direction, Header};
+use tracing::{debug, info, warn};
+
+use super::VmTask;
+use super::act::TO_PV;
+use crate::daemon::clock::now;
+use crate::io::stats;
+use crate::logic::engine::{Event, Held};
+use crate::logic::rate::{Count, Sample, Trust};
+use crate::logic::vf::VfId;
+use crate::vmm::{Hypervisor, PluggedKind, PortState, QmpVmm, VmmError};
+
+impl VmTask {
+    /// Tells the engine what QEMU has.
+    pub(super) async fn observe(&mut self, vmm: &QmpVmm) {
+        let seen = match vmm.observe(&self.config.ports).await {
+            Ok(seen) => seen,
+            Err(error) => {
+                warn!(%error, "QEMU was not observed");
+                let (vm, reason) = (self.name.clone(), error.to_string());
+                return self.send(Event::Lost { vm, exited: false, reason }).await;
+            }
+        };
+        let mut held = seen.devices.iter().filter_map(|device| {
+            let vf = match &device.kind {
+                PluggedKind::Vfio { host } => VfId::new(host.as_ref()?),
+                PluggedKind::Nic { tap, .. } => VfId::new(tap.as_ref()?),
+            };
+            Some(Held { vf, port: device.port.clone().unwrap_or_default() })
+        });
+        let held = held.next();
+        for port in &seen.ports {
+            match &port.state {
+                PortState::Empty => {}
+                PortState::Missing => warn!("{}", VmmError::PortMissing(port.id.clone())),
+                PortState::Occupied { by } if by.starts_with(crate::vmm::ID_PREFIX) => {}
+                PortState::Occupied { by } => {
+                    warn!("{}", VmmError::PortOccupied { port: port.id.clone(), by: by.clone() });
+                }
+            }
+        }
+        if let Some(held) = &held
+            && self.holds.is_none()
+        {
+            info!(vf = %held.vf, "found plugged");
+            self.tenure += 1;
+            self.holds = Some(held.vf.clone());
+        }
+        if held.is_none()
+            && let Err(error) = self.shared.host.forward(&self.config, None, TO_PV).await
+        {
+            warn!(%error, "frames for this VM are not pointed to its PV port");
+        }
+        let free_port = seen.ports.iter().find(|port| port.state == PortState::Empty);
+        let free_port = free_port.map(|port| port.id.clone());
+        self.send(Event::Observed { vm: self.name.clone(), held, free_port }).await;
+    }
+
+    pub(super) async fn look_at_guest(&mut self) {
+        let view = self.guest.look(&self.config).await;
+        self.send(Event::Agent { vm: self.name.clone(), view }).await;
+    }
+
+    pub(super) async fn sample(&mut self) {
+        let pv = self.config.stats.as_deref().and_then(count_pv);
+        let vf = match &self.holds {
+            Some(vf) => self.shared.host.count(&self.config, vf, self.tenure).await,
+            None => None,
+        };
+        let was_ready = self.guest.is_ready();
+        let vf = match vf {
+            None if was_ready => self.guest.count(&self.config).await,
+            host => host,
+        };
+        self.send(Event::Sampled { vm: self.name.clone(), sample: Sample { at: now(), pv, vf } })
+            .await;
+        if was_ready && !self.guest.is_ready() {
+            self.look_at_guest().await;
+        }
+    }
+}
+
+fn count_pv(page: &Path) -> Option<Count> {
+    let page = stats::read(page).inspect_err(|error| debug!(%error, "no sample of PV")).ok()?;
+    let segments = |direction| page.total(direction, Counter::Segments);
+    let packets = segments(Direction::Rx).wrapping_add(segments(Direction::Tx));
+    Some(Count { epoch: page.header(Header::Generation), packets, trust: Trust::Host })
+}
