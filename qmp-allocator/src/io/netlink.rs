@@ -247,7 +247,9 @@ impl Netlink {
         self.forget(interface, mac, NeighbourFlags::Own, &what).await
     }
 
-    /// Points a bridge to one of its ports for an address: `bridge fdb replace MAC dev PORT master static`.
+    /// Points a bridge to one of its ports for an address: `bridge fdb replace MAC dev PORT master static
+    /// sticky`. Sticky, or the first frame with that source at another port would move the entry: a
+    /// NIC with VFs may show the PF what a guest has sent.
     ///
     /// # Errors
     /// [`NetlinkError`].
@@ -257,7 +259,7 @@ impl Netlink {
         let neighbours = self.handle.neighbours();
         let request = neighbours
             .add_bridge(index, &mac.octets())
-            .flags(NeighbourFlags::Controller)
+            .flags(NeighbourFlags::Controller | NeighbourFlags::Sticky)
             .state(NeighbourState::Noarp)
             .replace();
         self.within(&what, request.execute()).await

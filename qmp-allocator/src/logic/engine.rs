@@ -297,10 +297,13 @@ impl Engine {
         }
     }
 
+    /// Those that failed least come first: a VM that tries again tries another one.
     fn free(&self, now: Duration, pool: &str) -> Vec<VfId> {
         let vfs = self.pools.get(pool).into_iter().flat_map(|pool| &pool.vfs);
-        let free = vfs.filter(|(vf, rest)| rest.until <= now && self.holder(vf).is_none());
-        free.map(|(vf, _)| vf.clone()).collect()
+        let mut free: Vec<(&VfId, &Backoff)> =
+            vfs.filter(|(vf, rest)| rest.until <= now && self.holder(vf).is_none()).collect();
+        free.sort_by_key(|(_, rest)| rest.failures());
+        free.into_iter().map(|(vf, _)| vf.clone()).collect()
     }
 
     fn usable(&self, now: Duration, pool: &str) -> usize {

@@ -90,7 +90,7 @@ fn a_bridge_is_pointed_to_one_port_then_another_then_learns_again() {
         let b = netlink.link("b").await.unwrap();
         assert_eq!((a.master, a.up), (Some(bridge), true));
         // The kernel tells a bridge's entries by an attribute and not by a flag.
-        let pointed = |index| [(index, NeighbourFlags::empty(), NeighbourState::Noarp)];
+        let pointed = |index| [(index, NeighbourFlags::Sticky, NeighbourState::Noarp)];
         netlink.bridge_point("a", SHARED).await.unwrap();
         assert_eq!(entries(&netlink, SHARED).await, pointed(a.index));
         for _ in 0..2 {

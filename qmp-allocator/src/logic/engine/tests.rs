@@ -123,3 +123,11 @@ fn a_vf_that_cannot_be_prepared_rests_and_another_serves() {
     let resting = world.engine.status(world.now).pools[0].vfs[0].clone();
     assert_eq!((resting.state, resting.reason.as_deref()), ("resting", Some("in use by another")));
 }
+
+#[test]
+fn a_vf_that_cannot_be_plugged_gives_way_to_another_at_the_next_try() {
+    let mut world = World::new(Strategy::Activity, 1, 2);
+    world.unpluggable_vf = Some(VfId::new("vf0"));
+    world.run(30 * SECOND);
+    assert_eq!(world.on_vf(), ["vm0"]);
+}

@@ -96,6 +96,10 @@ impl Vm {
 }
 
 impl Backoff {
+    pub(super) const fn failures(&self) -> u32 {
+        self.failures
+    }
+
     pub(super) fn fail(&mut self, now: Duration, reason: &str) {
         let pause = FIRST_BACKOFF.saturating_mul(1 << self.failures.min(16)).min(MAX_BACKOFF);
         self.failures = self.failures.saturating_add(1);

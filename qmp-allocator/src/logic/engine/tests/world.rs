@@ -15,6 +15,7 @@ pub(super) struct World {
     pub(super) ends: Vec<SwitchEnd>,
     pub(super) refuses_unplug: Option<VmName>,
     pub(super) broken_vf: Option<VfId>,
+    pub(super) unpluggable_vf: Option<VfId>,
     vfs: usize,
     saved: Option<Saved>,
     plugged: BTreeMap<VmName, Held>,
@@ -37,6 +38,7 @@ impl World {
             ends: Vec::new(),
             refuses_unplug: None,
             broken_vf: None,
+            unpluggable_vf: None,
             vfs,
             saved: None,
             plugged: BTreeMap::new(),
@@ -173,6 +175,9 @@ impl World {
         let report = match action {
             Action::Prepare if self.broken_vf.as_ref() == Some(&held.vf) => {
                 Report::Refused("in use by another".into())
+            }
+            Action::Plug if self.unpluggable_vf.as_ref() == Some(&held.vf) => {
+                Report::Refused("the TAP is busy".into())
             }
             Action::Plug => {
                 self.plugged.insert(vm.clone(), held);
