@@ -282,7 +282,8 @@ impl Stage {
             }
             sleep(POLL);
         }
-        Ok(())
+        // Tells `sriov-host --up-within` that its emulation has not hung.
+        Ok(std::fs::write(self.host.out.join("up"), "")?)
     }
 
     fn check(&mut self) -> Result<()> {
