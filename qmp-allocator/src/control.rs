@@ -11,13 +11,15 @@
 mod session;
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use crate::logic::status::Status;
@@ -37,6 +39,9 @@ pub enum ControlError {
         "control socket {0}: another flexvf daemon answers there; end it first, or set `control_socket`"
     )]
     Busy(PathBuf),
+    /// Something else is there.
+    #[error("control socket {0}: that is not a socket; remove it, or set `control_socket`")]
+    NotASocket(PathBuf),
     /// The system's word.
     #[error("control socket {path}: {cause}; is its folder there and writable?")]
     Io {
@@ -49,6 +54,8 @@ pub enum ControlError {
 
 /// Clients at one time; more wait in the backlog.
 const MAX_CLIENTS: usize = 64;
+/// After a failed accept: it fails again until descriptors are free.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(10);
 /// Questions and events on their way.
 const MAX_WAITING: usize = 64;
 
@@ -61,6 +68,8 @@ pub struct ControlServer {
     to_daemon: mpsc::Sender<Query>,
     events: broadcast::Sender<Arc<str>>,
     places: Arc<Semaphore>,
+    /// No client is taken in before: the process had no descriptors left.
+    pause_until: Option<Instant>,
 }
 
 impl ControlServer {
@@ -70,15 +79,21 @@ impl ControlServer {
     /// [`ControlError`].
     pub async fn bind(path: &Path) -> Result<Self, ControlError> {
         let failed = |cause| ControlError::Io { path: path.to_owned(), cause };
-        if UnixStream::connect(path).await.is_ok() {
-            return Err(ControlError::Busy(path.to_owned()));
+        let nobody = [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound];
+        match UnixStream::connect(path).await {
+            Err(error) if nobody.contains(&error.kind()) => {}
+            // Also when it does not answer just now: whoever listens there lives.
+            _ => return Err(ControlError::Busy(path.to_owned())),
         }
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if found.file_type().is_socket() => {
+                std::fs::remove_file(path).map_err(failed)?
+            }
+            Ok(_) => return Err(ControlError::NotASocket(path.to_owned())),
+            Err(_) => {}
         }
         let listener = UnixListener::bind(path).map_err(failed)?;
         // Who may ask may see every VM's traffic.
@@ -86,16 +101,33 @@ impl ControlServer {
         let (to_daemon, queries) = mpsc::channel(MAX_WAITING);
         let (events, _) = broadcast::channel(MAX_WAITING);
         let places = Arc::new(Semaphore::new(MAX_CLIENTS));
-        Ok(Self { path: path.to_owned(), listener, queries, to_daemon, events, places })
+        Ok(Self {
+            path: path.to_owned(),
+            listener,
+            queries,
+            to_daemon,
+            events,
+            places,
+            pause_until: None,
+        })
     }
 
     /// The next question; takes in clients meanwhile.
     pub async fn next(&mut self) -> Query {
         loop {
+            let open = self.pause_until.is_none() && self.places.available_permits() > 0;
+            let pause = self.pause_until;
             tokio::select! {
                 Some(query) = self.queries.recv() => return query,
-                accepted = self.listener.accept(), if self.places.available_permits() > 0 => {
-                    self.welcome(accepted.map(|(stream, _)| stream));
+                () = sleep_until(pause.unwrap_or_else(Instant::now)), if pause.is_some() => {
+                    self.pause_until = None;
+                }
+                accepted = self.listener.accept(), if open => match accepted {
+                    Ok((stream, _)) => self.welcome(stream),
+                    Err(error) => {
+                        warn!(%error, "control socket: no client is taken in for a while");
+                        self.pause_until = Some(Instant::now() + ACCEPT_PAUSE);
+                    }
                 }
             }
         }
@@ -109,11 +141,7 @@ impl ControlServer {
         let _ = self.events.send(event.to_string().into());
     }
 
-    fn welcome(&self, accepted: io::Result<UnixStream>) {
-        let stream = match accepted {
-            Ok(stream) => stream,
-            Err(error) => return warn!(%error, "control socket: client not accepted"),
-        };
+    fn welcome(&self, stream: UnixStream) {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             return;
         };

@@ -9,7 +9,7 @@ mod process;
 mod state;
 mod vm;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use tracing::{Instrument, info, info_span, warn};
 use self::clock::{now, sleep_until};
 use self::host::{Host, HostError};
 use self::vm::{Order, Shared, VmTask};
-use crate::config::{Config, PoolKind, VmConfig};
+use crate::config::{Config, Pool, PoolKind, VmConfig};
 use crate::control::{ControlError, ControlServer, Query};
 use crate::io::registry::Registry;
 use crate::logic::engine::{Command, Engine, Event, Settings, VmSpec};
@@ -66,24 +66,24 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut scan = interval(SCAN_PERIOD);
     scan.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut pools = interval(POOL_PERIOD);
-    pools.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    tokio::spawn(look_at_pools(
+        daemon.config.pools.clone(),
+        Arc::clone(&daemon.shared),
+        daemon.to_daemon.clone(),
+    ));
     info!(strategy = daemon.config.strategy.name(), interval = ?daemon.config.interval, "FlexVF runs");
     loop {
         let wake_at = daemon.engine.wake_at(now());
-        let event = tokio::select! {
+        let events = tokio::select! {
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            Some(event) = daemon.events.recv() => Some(event),
-            () = sleep_until(wake_at) => Some(Event::Tick),
-            _ = pools.tick() => { daemon.look_at_pools().await; None }
-            _ = scan.tick() => { daemon.scan(); None }
-            query = control.next() => { answer(query, &daemon); None }
+            Some(event) = daemon.events.recv() => vec![event],
+            () = sleep_until(wake_at) => vec![Event::Tick],
+            _ = scan.tick() => daemon.scan(),
+            query = control.next() => { answer(query, &daemon); Vec::new() }
         };
-        if let Some(event) = event {
-            daemon.handle(event, &control);
-        }
+        daemon.handle(events, &control);
     }
     info!("FlexVF ends; VFs stay where they are");
     Ok(())
@@ -140,48 +140,58 @@ impl Daemon {
         })
     }
 
-    fn handle(&mut self, event: Event, control: &ControlServer) {
-        for command in self.engine.on(now(), event) {
-            match command {
-                Command::Act { vm, vf, port, action } => {
-                    self.order(&vm, Order::Act { vf, port, action })
-                }
-                Command::Observe(vm) => self.order(&vm, Order::Observe),
-                Command::Forget(vm) => {
-                    // Its task ends by itself once nobody can give it orders, and cleans up behind it.
-                    self.vms.remove(&vm);
-                    info!(%vm, "VM forgotten");
-                }
-                Command::Save(saved) => {
-                    self.tell_round();
-                    self.state.write(&saved);
-                }
-                Command::Tell(end) => {
-                    let record = &end.record;
-                    let (total_ms, reason) = (record.total_ms, &record.reason);
-                    match &record.outcome {
-                        Outcome::Done => {
-                            info!(vm = %end.vm, vf = %end.vf, direction = ?record.direction, total_ms, reason, "switched")
-                        }
-                        outcome => {
-                            warn!(vm = %end.vm, vf = %end.vf, direction = ?record.direction, total_ms, reason, ?outcome, "switch failed")
-                        }
-                    }
-                    control.tell("FLEXVF_SWITCH_ENDED", &end);
-                }
+    fn handle(&mut self, events: Vec<Event>, control: &ControlServer) {
+        let mut events = VecDeque::from(events);
+        while let Some(event) = events.pop_front() {
+            self.tell_pool_problem(&event);
+            for command in self.engine.on(now(), event) {
+                events.extend(self.carry_out(command, control));
             }
         }
     }
 
-    fn order(&mut self, vm: &VmName, order: Order) {
-        let sent = self.vms.get(vm).map(|handle| handle.orders.try_send(order));
-        if let Some(Ok(())) = sent {
-            return;
+    /// What came of a command at once: an action that nobody can carry out is answered here, or its
+    /// switch would wait for ever.
+    fn carry_out(&mut self, command: Command, control: &ControlServer) -> Option<Event> {
+        match command {
+            Command::Act { vm, vf, port, action } => {
+                if !self.order(&vm, Order::Act { vf, port, action }) {
+                    let report = Report::Unknown("the VM's task takes no orders".into());
+                    return Some(Event::Done { vm, report });
+                }
+            }
+            // Lost, it is done all the same at the task's next look of its own.
+            Command::Observe(vm) => {
+                self.order(&vm, Order::Observe);
+            }
+            Command::Forget(vm) => {
+                // Its task ends by itself once nobody can give it orders, and cleans up behind it.
+                self.vms.remove(&vm);
+                info!(%vm, "VM forgotten");
+            }
+            Command::Save(saved) => {
+                self.tell_round();
+                self.state.write(saved);
+            }
+            Command::Tell(end) => {
+                let record = &end.record;
+                let (total_ms, reason) = (record.total_ms, &record.reason);
+                match &record.outcome {
+                    Outcome::Done => {
+                        info!(vm = %end.vm, vf = %end.vf, direction = ?record.direction, total_ms, reason, "switched")
+                    }
+                    outcome => {
+                        warn!(vm = %end.vm, vf = %end.vf, direction = ?record.direction, total_ms, reason, ?outcome, "switch failed")
+                    }
+                }
+                control.tell("FLEXVF_SWITCH_ENDED", &end);
+            }
         }
-        warn!(%vm, "its task takes no orders");
-        let report = Report::Unknown("the VM's task takes no orders".into());
-        // An action must always be answered, or its switch would wait for ever.
-        let _ = self.to_daemon.try_send(Event::Done { vm: vm.clone(), report });
+        None
+    }
+
+    fn order(&mut self, vm: &VmName, order: Order) -> bool {
+        self.vms.get(vm).is_some_and(|handle| handle.orders.try_send(order).is_ok())
     }
 
     fn tell_round(&self) {
@@ -193,39 +203,40 @@ impl Daemon {
     }
 
     /// Registers new VMs, changed ones, and lets the engine know of those that are gone.
-    fn scan(&mut self) {
+    fn scan(&mut self) -> Vec<Event> {
         let scan = self.registry.scan().clone();
-        self.tell_problems(&scan.problems);
-        if !scan.changed {
-            return;
-        }
+        let mut problems = scan.problems;
         let mut events: Vec<Event> = Vec::new();
         for (name, config) in &scan.vms {
-            let known = self.vms.get(name).is_some_and(|handle| handle.config == *config);
-            if !known {
-                self.adopt_config(name, config);
+            let known = self.vms.get(name).map(|handle| Arc::clone(&handle.config));
+            if known.as_ref() == Some(config) {
+                // It may have gone and come back before it was forgotten.
+                if scan.changed {
+                    events.push(registered(config));
+                }
+                continue;
             }
-            let spec = VmSpec { pool: config.pool.clone(), pin: config.pin };
-            events.push(Event::Registered { vm: name.clone(), spec });
+            if let Some(what) = known.and_then(|known| fixed_change(&known, config)) {
+                problems.push((config.file.clone(), what));
+            } else if self.adopt_config(name, config) {
+                events.push(registered(config));
+            }
         }
-        let gone = self.vms.keys().filter(|name| !scan.vms.contains_key(*name));
+        self.tell_problems(&problems);
+        let gone = self.vms.keys().filter(|name| scan.changed && !scan.vms.contains_key(*name));
         events.extend(gone.cloned().map(Event::Unregistered));
-        for event in events {
-            // The channel is the daemon's own; a full one is drained before the next scan.
-            if self.to_daemon.try_send(event).is_err() {
-                warn!("too many events at once; the registration folder is read again later");
-                self.registry = Registry::new(self.config.vms_dir.clone());
-                return;
-            }
-        }
+        events
     }
 
-    fn adopt_config(&mut self, name: &VmName, config: &Arc<VmConfig>) {
+    /// False when the VM's task is too busy to be told; the next scan tries again.
+    fn adopt_config(&mut self, name: &VmName, config: &Arc<VmConfig>) -> bool {
         if let Some(handle) = self.vms.get_mut(name) {
-            info!(vm = %name, "registration changed");
-            handle.config = Arc::clone(config);
-            let _ = handle.orders.try_send(Order::Reconfigure(Arc::clone(config)));
-            return;
+            let told = handle.orders.try_send(Order::Reconfigure(Arc::clone(config))).is_ok();
+            if told {
+                info!(vm = %name, "registration changed");
+                handle.config = Arc::clone(config);
+            }
+            return told;
         }
         info!(vm = %name, file = %config.file.display(), "registered");
         let (orders, task_orders) = mpsc::channel(MAX_ORDERS);
@@ -237,6 +248,7 @@ impl Daemon {
         );
         let task = tokio::spawn(task.run().instrument(info_span!("vm", name = %name)));
         self.vms.insert(name.clone(), VmHandle { config: Arc::clone(config), orders, task });
+        true
     }
 
     fn tell_problems(&mut self, problems: &[(std::path::PathBuf, String)]) {
@@ -250,20 +262,14 @@ impl Daemon {
         self.problems = now;
     }
 
-    async fn look_at_pools(&mut self) {
-        for pool in self.config.pools.clone() {
-            let (vfs, problem) = match self.shared.host.vfs(&pool).await {
-                Ok(vfs) => (vfs, None),
-                Err(error) => (Vec::new(), Some(format!("pool {:?}: {error}", pool.name))),
-            };
-            let told = self.pool_problems.remove(&pool.name);
-            if let Some(text) = &problem {
-                if told.as_ref() != Some(text) {
-                    warn!("{text}");
-                }
-                self.pool_problems.insert(pool.name.clone(), text.clone());
+    fn tell_pool_problem(&mut self, event: &Event) {
+        let Event::Pool { pool, problem, .. } = event else { return };
+        let told = self.pool_problems.remove(pool);
+        if let Some(text) = problem {
+            if told.as_ref() != Some(text) {
+                warn!("{text}");
             }
-            let _ = self.to_daemon.try_send(Event::Pool { pool: pool.name, vfs, problem });
+            self.pool_problems.insert(pool.clone(), text.clone());
         }
     }
 
@@ -288,6 +294,44 @@ impl Drop for VmHandle {
     fn drop(&mut self) {
         if self.orders.is_closed() {
             self.task.abort();
+        }
+    }
+}
+
+fn registered(config: &VmConfig) -> Event {
+    let spec = VmSpec { pool: config.pool.clone(), pin: config.pin };
+    Event::Registered { vm: config.name.clone(), spec }
+}
+
+/// What a VM is, as against how it is treated: with a VF in it, a change would leave half of it behind.
+fn fixed_change(known: &VmConfig, new: &VmConfig) -> Option<String> {
+    let changes = [
+        ("qmp", known.qmp != new.qmp),
+        ("mac", known.mac != new.mac),
+        ("pool", known.pool != new.pool),
+    ];
+    let (key, _) = changes.into_iter().find(|(_, changed)| *changed)?;
+    let (file, vm) = (new.file.display(), &new.name);
+    Some(format!(
+        "{file}: `{key}` of a registered VM cannot change; remove the file, wait until `flexvf status` does not show {vm} any more, and write it again"
+    ))
+}
+
+/// A task of its own: netlink may wait for others, and the daemon for nobody.
+async fn look_at_pools(pools: Vec<Pool>, shared: Arc<Shared>, to_daemon: mpsc::Sender<Event>) {
+    let mut timer = interval(POOL_PERIOD);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        timer.tick().await;
+        for pool in &pools {
+            let (vfs, problem) = match shared.host.vfs(pool).await {
+                Ok(vfs) => (vfs, None),
+                Err(error) => (Vec::new(), Some(format!("pool {:?}: {error}", pool.name))),
+            };
+            let event = Event::Pool { pool: pool.name.clone(), vfs, problem };
+            if to_daemon.send(event).await.is_err() {
+                return;
+            }
         }
     }
 }

@@ -1,11 +1,13 @@
 //! From a file's text to checked values, with errors that name file and line.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::Read;
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use serde::de::DeserializeOwned;
 use toml::Spanned;
 
@@ -52,9 +54,11 @@ impl Text {
             remedy: remedy.into(),
         };
         let mut bytes = Vec::new();
-        File::open(file)
+        // Without blocking: the open of a FIFO waits for its writer.
+        let options =
+            OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(file);
+        options
             .and_then(|open| {
-                // A FIFO or a device here could keep the daemon waiting.
                 if !open.metadata()?.is_file() {
                     return Err(std::io::Error::other("not a regular file"));
                 }

@@ -9,12 +9,14 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Query;
 
 /// A request is a name and few arguments.
 const MAX_REQUEST: usize = 64 * 1024;
+/// A client that has not negotiated by then is cut off.
+const NEGOTIATION_DEADLINE: Duration = Duration::from_secs(5);
 /// A client that takes nothing for so long is cut off.
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -47,6 +49,7 @@ impl Session {
         }
         let mut lines = LineSplitter::new(MAX_REQUEST);
         let mut buffer = [0; 4096];
+        let give_up = Instant::now() + NEGOTIATION_DEADLINE;
         loop {
             let line = tokio::select! {
                 event = self.events.recv() => match event {
@@ -55,6 +58,8 @@ impl Session {
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => None,
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
+                // Its place may be wanted by somebody who has something to ask.
+                () = sleep_until(give_up), if !self.negotiated => return,
                 read = stream.read(&mut buffer) => match read {
                     Ok(0) | Err(_) => return,
                     Ok(length) => {

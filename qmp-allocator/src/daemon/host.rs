@@ -90,6 +90,15 @@ impl Host {
         }
     }
 
+    /// Ids of the devices that a VM could have on its pool's TAPs.
+    pub(super) fn tap_devices(&self, vm: &VmConfig) -> Vec<String> {
+        let Ok(Pool { kind: PoolKind::Emulated(emulated), .. }) = self.pool(vm) else {
+            return Vec::new();
+        };
+        let backends = emulated.taps.iter().map(|tap| self.backend(vm, &VfId::new(tap)));
+        backends.flatten().map(|backend| backend.device_id()).collect()
+    }
+
     /// The MAC address that a VF has for itself, which tells it apart in the guest.
     pub(super) fn own_mac(&self, vf: &VfId) -> MacAddr {
         vf.own_mac(self.mac_seed)
@@ -129,7 +138,12 @@ impl Host {
         let PoolKind::Sriov(sriov) = &self.pool(vm)?.kind else {
             return Ok(());
         };
-        let (index, _) = self.sriov_vf(vm, sriov, vf)?;
+        let index = match self.sriov_vf(vm, sriov, vf) {
+            Ok((index, _)) => index,
+            // The operator has taken the VF away: there is nothing left to restore.
+            Err(HostError::NoVf(..) | HostError::Sysfs(SysfsError::NoVfs(..))) => return Ok(()),
+            Err(error) => return Err(error),
+        };
         let parked =
             VfChange { mac: Some(self.own_mac(vf)), trust: Some(false), ..VfChange::default() };
         Ok(self.netlink.set_vf(&sriov.pf, index, &parked).await?)

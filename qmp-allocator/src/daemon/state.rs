@@ -6,6 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use tokio::sync::watch;
 use tracing::warn;
 
 use crate::logic::engine::Saved;
@@ -37,25 +38,33 @@ pub(super) fn read(file: &Path) -> Option<Saved> {
     }
 }
 
-/// Writes the file in the background, one write at a time.
+/// Writes the file in the background, one write at a time; of several that wait, the newest.
 pub(super) struct Writer {
-    file: PathBuf,
+    newest: watch::Sender<Option<Saved>>,
 }
 
 impl Writer {
-    pub(super) const fn new(file: PathBuf) -> Self {
-        Self { file }
+    pub(super) fn new(file: PathBuf) -> Self {
+        let (newest, waiting) = watch::channel(None);
+        tokio::spawn(write_newest(file, waiting));
+        Self { newest }
     }
 
-    pub(super) fn write(&self, saved: &Saved) {
-        let content = OnDisk { boot_id: boot_id(), saved: saved.clone() };
-        let file = self.file.clone();
+    pub(super) fn write(&self, saved: Saved) {
+        self.newest.send_replace(Some(saved));
+    }
+}
+
+async fn write_newest(file: PathBuf, mut waiting: watch::Receiver<Option<Saved>>) {
+    while waiting.changed().await.is_ok() {
+        let Some(saved) = waiting.borrow_and_update().clone() else { continue };
+        let content = OnDisk { boot_id: boot_id(), saved };
+        let path = file.clone();
         // A slow disk must not keep the daemon from its VMs.
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = replace(&file, &content) {
-                warn!(file = %file.display(), %error, "state file not written");
-            }
-        });
+        let written = tokio::task::spawn_blocking(move || replace(&path, &content)).await;
+        if let Ok(Err(error)) = written {
+            warn!(file = %file.display(), %error, "state file not written");
+        }
     }
 }
 

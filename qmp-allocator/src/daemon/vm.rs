@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use flexvf_protocol::VmName;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tracing::{debug, info, warn};
 
 use self::guest::Guest;
@@ -59,6 +59,10 @@ pub(super) struct VmTask {
     tenure: u64,
     holds: Option<VfId>,
     qemu: Option<Process>,
+    /// The guest's agent may have changed; looked at by the timer, not for each event of a guest's making.
+    look_due: bool,
+    /// What was last complained of, so that it is told once and not at every look.
+    complaints: String,
 }
 
 /// A connection to a QEMU.
@@ -76,7 +80,19 @@ impl VmTask {
     ) -> Self {
         let guest = Guest::new(shared.deadlines.agent);
         let name = config.name.clone();
-        Self { name, config, shared, events, orders, guest, tenure: 0, holds: None, qemu: None }
+        Self {
+            name,
+            config,
+            shared,
+            events,
+            orders,
+            guest,
+            tenure: 0,
+            holds: None,
+            qemu: None,
+            look_due: true,
+            complaints: String::new(),
+        }
     }
 
     /// Runs until its order channel is closed.
@@ -89,7 +105,12 @@ impl VmTask {
                     info!(version = vmm.version(), "connected to QEMU");
                     told.clear();
                     self.qemu = vmm.pid().and_then(Process::of);
+                    let since = Instant::now();
                     if !self.serve(Link { vmm, events }).await {
+                        break;
+                    }
+                    // A socket that takes connections and drops them would keep this loop hot.
+                    if since.elapsed() < RECONNECT_PAUSE && !self.wait_unconnected().await {
                         break;
                     }
                 }
@@ -112,7 +133,10 @@ impl VmTask {
                 }
             }
         }
-        self.shared.host.withdraw(&self.config).await;
+        // A guest that runs on without FlexVF needs its frames all the same.
+        if self.qemu.is_none_or(Process::has_ended) {
+            self.shared.host.withdraw(&self.config).await;
+        }
     }
 
     /// Between connections: orders are answered, samples of PV go on being missed.
@@ -132,16 +156,18 @@ impl VmTask {
     /// Serves one connection; false when the task is to end.
     async fn serve(&mut self, mut link: Link) -> bool {
         self.guest.disconnect();
-        self.observe(&link.vmm).await;
-        self.look_at_guest().await;
-        let period = self.shared.sample_interval;
-        let mut samples = interval_at(Instant::now(), period);
-        samples.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut agent_look = interval_at(Instant::now() + AGENT_LOOK, AGENT_LOOK);
-        agent_look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.clear_remains(&link.vmm).await;
+        let mut samples = every(self.shared.sample_interval);
+        let mut agent_look = every(AGENT_LOOK);
+        let mut observe = every(OBSERVE_PERIOD);
         loop {
+            // Orders first: a guest that makes events as fast as it can must not keep its VF by it.
             tokio::select! {
                 biased;
+                order = self.orders.recv() => match order {
+                    Some(order) => self.obey(Some(&link.vmm), order).await,
+                    None => return false,
+                },
                 event = link.events.next() => match event {
                     VmmEvent::Closed => {
                         debug!("QMP connection closed");
@@ -149,12 +175,14 @@ impl VmTask {
                     }
                     event => self.on_vmm_event(&link.vmm, event).await,
                 },
-                order = self.orders.recv() => match order {
-                    Some(order) => self.obey(Some(&link.vmm), order).await,
-                    None => return false,
-                },
+                _ = observe.tick() => self.observe(&link.vmm).await,
                 _ = samples.tick() => self.sample().await,
-                _ = agent_look.tick(), if !self.guest.is_ready() => self.look_at_guest().await,
+                _ = agent_look.tick(), if self.look_due || !self.guest.is_ready() => {
+                    if std::mem::take(&mut self.look_due) {
+                        self.guest.disconnect();
+                    }
+                    self.look_at_guest().await;
+                }
             }
         }
     }
@@ -166,8 +194,10 @@ impl VmTask {
                     .holds
                     .clone()
                     .filter(|vf| self.device_id(vf).is_some_and(|known| known == id));
-                if let Some(vf) = vf {
-                    self.send(Event::Deleted { vm: self.name.clone(), vf }).await;
+                match vf {
+                    Some(vf) => self.send(Event::Deleted { vm: self.name.clone(), vf }).await,
+                    // Somebody else's device: a root port may have become free.
+                    None => self.observe(vmm).await,
                 }
             }
             VmmEvent::UnplugError(id) => {
@@ -175,13 +205,11 @@ impl VmTask {
             }
             VmmEvent::Reset => {
                 info!("the guest was reset");
-                self.guest.disconnect();
-                self.look_at_guest().await;
+                self.look_due = true;
             }
             VmmEvent::AgentPort { open, .. } => {
                 debug!(open, "a virtio-serial port was opened or closed");
-                self.guest.disconnect();
-                self.look_at_guest().await;
+                self.look_due = true;
             }
             VmmEvent::Missed => self.observe(vmm).await,
             VmmEvent::Shutdown | VmmEvent::Stopped | VmmEvent::Resumed | VmmEvent::Closed => {}
@@ -197,7 +225,12 @@ impl VmTask {
             }
             (Order::Observe, Some(vmm)) => self.observe(vmm).await,
             (Order::Observe, None) => {}
-            (Order::Reconfigure(config), _) => self.config = config,
+            (Order::Reconfigure(config), vmm) => {
+                self.config = config;
+                if let Some(vmm) = vmm {
+                    self.observe(vmm).await;
+                }
+            }
         }
     }
 
@@ -214,11 +247,25 @@ impl VmTask {
         }
     }
 
+    /// A QEMU that lives but cannot be asked.
+    fn is_cut_off(&self) -> bool {
+        self.qemu.is_some_and(|process| !process.has_ended())
+    }
+
     async fn send(&self, event: Event) {
         // The daemon takes events until it ends, and ends this task then.
         let _ = self.events.send(event).await;
     }
 }
 
+fn every(period: Duration) -> Interval {
+    let mut timer = interval_at(Instant::now(), period);
+    // After a long action one tick is enough.
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    timer
+}
+
+/// Between two looks at what QEMU has: events only make it look sooner.
+const OBSERVE_PERIOD: Duration = Duration::from_secs(10);
 /// Between two looks at a guest whose agent is not ready.
 const AGENT_LOOK: Duration = Duration::from_secs(1);

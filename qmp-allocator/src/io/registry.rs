@@ -119,12 +119,15 @@ impl Registry {
         self.read.insert(path, entry);
     }
 
-    /// Files in order by name; of two that want the same thing the first one has it.
+    /// Of two that want the same thing, the one that had it keeps it; else the first by name.
     fn sorted(&self, problems: Vec<(PathBuf, String)>) -> Scan {
         let mut scan = Scan { problems, ..Scan::default() };
         let mut macs: BTreeMap<MacAddr, &Path> = BTreeMap::new();
         let mut sockets: BTreeMap<&Path, &Path> = BTreeMap::new();
-        for (path, entry) in &self.read {
+        let had_it = |path: &&PathBuf| self.scan.vms.values().any(|vm| vm.file == **path);
+        let (old, new): (Vec<_>, Vec<_>) = self.read.keys().partition(had_it);
+        for path in old.into_iter().chain(new) {
+            let Some(entry) = self.read.get(path) else { continue };
             if let Some(line) = &entry.problem {
                 scan.problems.push((path.clone(), line.clone()));
             }

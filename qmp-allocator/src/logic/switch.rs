@@ -129,7 +129,7 @@ impl Tenure {
     /// The next moment at which it wants a [`Input::Tick`].
     pub fn wake_at(&self) -> Option<Duration> {
         match &self.state {
-            State::Joining { deadline, next_ask } => next_ask.map(|ask| ask.min(*deadline)),
+            State::Joining { next_ask, .. } => *next_ask,
             State::Draining { until } => Some(*until),
             State::Unplugging { deadline, repeat_at } => Some((*deadline).min(*repeat_at)),
             State::Quarantined { look_at, .. } => Some(*look_at),

@@ -80,6 +80,9 @@ impl VmTask {
     }
 
     async fn sanitise(&mut self, vmm: Option<&QmpVmm>, vf: &VfId) -> Report {
+        if vmm.is_none() && self.is_cut_off() {
+            return Report::Unknown(NO_QEMU.into());
+        }
         if let (Some(vmm), Some(id)) = (vmm, self.device_id(vf))
             && let Err(error) = vmm.forget(&id).await
         {

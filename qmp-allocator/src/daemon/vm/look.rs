@@ -12,7 +12,7 @@ use crate::io::stats;
 use crate::logic::engine::{Event, Held};
 use crate::logic::rate::{Count, Sample, Trust};
 use crate::logic::vf::VfId;
-use crate::vmm::{Hypervisor, PluggedKind, PortState, QmpVmm, VmmError};
+use crate::vmm::{Hypervisor, PluggedKind, Port, PortState, QmpVmm, VmmError};
 
 impl VmTask {
     /// Tells the engine what QEMU has.
@@ -20,7 +20,7 @@ impl VmTask {
         let seen = match vmm.observe(&self.config.ports).await {
             Ok(seen) => seen,
             Err(error) => {
-                warn!(%error, "QEMU was not observed");
+                self.complain(vec![format!("QEMU was not observed: {error}")]);
                 let (vm, reason) = (self.name.clone(), error.to_string());
                 return self.send(Event::Lost { vm, exited: false, reason }).await;
             }
@@ -33,16 +33,7 @@ impl VmTask {
             Some(Held { vf, port: device.port.clone().unwrap_or_default() })
         });
         let held = held.next();
-        for port in &seen.ports {
-            match &port.state {
-                PortState::Empty => {}
-                PortState::Missing => warn!("{}", VmmError::PortMissing(port.id.clone())),
-                PortState::Occupied { by } if by.starts_with(crate::vmm::ID_PREFIX) => {}
-                PortState::Occupied { by } => {
-                    warn!("{}", VmmError::PortOccupied { port: port.id.clone(), by: by.clone() });
-                }
-            }
-        }
+        let mut complaints: Vec<String> = seen.ports.iter().filter_map(complaint).collect();
         if let Some(held) = &held
             && self.holds.is_none()
         {
@@ -53,11 +44,33 @@ impl VmTask {
         if held.is_none()
             && let Err(error) = self.shared.host.forward(&self.config, None, TO_PV).await
         {
-            warn!(%error, "frames for this VM are not pointed to its PV port");
+            complaints.push(format!("frames for this VM are not pointed to its PV port: {error}"));
         }
+        self.complain(complaints);
         let free_port = seen.ports.iter().find(|port| port.state == PortState::Empty);
         let free_port = free_port.map(|port| port.id.clone());
         self.send(Event::Observed { vm: self.name.clone(), held, free_port }).await;
+    }
+
+    /// Says each set of complaints once, not at every look.
+    fn complain(&mut self, complaints: Vec<String>) {
+        let now = complaints.join("\n");
+        if now != self.complaints {
+            for complaint in &complaints {
+                warn!("{complaint}");
+            }
+            self.complaints = now;
+        }
+    }
+
+    /// Back-ends of devices that went while nobody looked would hold their TAPs for ever.
+    pub(super) async fn clear_remains(&self, vmm: &QmpVmm) {
+        for id in self.shared.host.tap_devices(&self.config) {
+            // A device that is there is refused; one that never was is none.
+            if let Err(error) = vmm.forget(&id).await {
+                debug!(%error, "back-end kept");
+            }
+        }
     }
 
     pub(super) async fn look_at_guest(&mut self) {
@@ -81,6 +94,16 @@ impl VmTask {
         if was_ready && !self.guest.is_ready() {
             self.look_at_guest().await;
         }
+    }
+}
+
+fn complaint(port: &Port) -> Option<String> {
+    match &port.state {
+        PortState::Missing => Some(VmmError::PortMissing(port.id.clone()).to_string()),
+        PortState::Occupied { by } if !by.starts_with(crate::vmm::ID_PREFIX) => {
+            Some(VmmError::PortOccupied { port: port.id.clone(), by: by.clone() }.to_string())
+        }
+        PortState::Empty | PortState::Occupied { .. } => None,
     }
 }
 
