@@ -159,3 +159,23 @@ impl Drop for ControlServer {
         let _ = std::fs::remove_file(&self.path);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_dead_daemons_socket_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let living = ControlServer::bind(&path).await.unwrap();
+        assert!(matches!(ControlServer::bind(&path).await, Err(ControlError::Busy(_))));
+        // A daemon that was killed leaves its socket, and nobody who listens.
+        drop(living);
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(ControlServer::bind(&path).await.unwrap());
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(ControlServer::bind(&path).await, Err(ControlError::NotASocket(_))));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    }
+}

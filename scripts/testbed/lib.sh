@@ -132,10 +132,7 @@ make_bridge() {
   ip link set lo up
   # Stray neighbour discovery would spoil packet counts, and snooping would need a querier.
   # An address of its own, or it would take the lowest of its ports', which come and go.
-  # VLAN filtering lets the bridge keep its uplink out of promiscuous mode, which would show the
-  # emulated NIC's VFs each other's frames.
-  ip link add br0 address 52:54:00:77:00:03 type bridge \
-    stp_state 0 forward_delay 0 mcast_snooping 0 vlan_filtering 1
+  ip link add br0 address 52:54:00:77:00:03 type bridge stp_state 0 forward_delay 0 mcast_snooping 0
   ip link set "$uplink" up master br0
   ip link set br0 up
 }

@@ -283,6 +283,26 @@ mod tests {
     }
 
     #[test]
+    fn a_newcomer_does_not_take_the_mac_of_a_vm_that_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("b.toml"), vm(1)).unwrap();
+        let mut registry = Registry::new(dir.path().into());
+        assert_eq!(names(registry.scan()), ["b"]);
+        fs::write(dir.path().join("a.toml"), vm(1).replace("/run/1", "/run/2")).unwrap();
+        let scan = registry.scan();
+        assert_eq!((names(scan), scan.problems.len()), (vec!["b"], 1));
+    }
+
+    #[test]
+    fn a_fifo_is_a_problem_and_does_not_keep_the_scan_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&dir.path().join("f.toml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut registry = Registry::new(dir.path().into());
+        let scan = registry.scan();
+        assert!(scan.problems[0].1.contains("not a regular file"), "{:?}", scan.problems);
+    }
+
+    #[test]
     fn a_missing_folder_is_a_problem_and_heals() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vms");
