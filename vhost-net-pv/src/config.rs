@@ -12,6 +12,7 @@ use crate::io::port::{Loopback, Null, Port, Tap, TapOptions};
 use crate::io::stats::StatsPage;
 use crate::io::{inherited, server::DeviceParts};
 use crate::logic::features::Offloads;
+use crate::logic::tuning::Tuning;
 use crate::{Device, FrontEnds};
 
 /// Virtual NIC backend for QEMU and DPDK (vhost-user-net) that counts what the wire sees.
@@ -134,6 +135,8 @@ impl ServeArgs {
         let device = Device::new(DeviceParts {
             ports: ports.ports,
             offloads: ports.offloads,
+            features: u64::MAX,
+            tuning: Tuning::default(),
             stats,
             set_mtu: mtu_setter(ports.interface)?,
         })

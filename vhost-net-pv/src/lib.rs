@@ -20,7 +20,7 @@
 //! ```no_run
 //! use vhost_net_pv::io::port::{Port, Tap, TapOptions};
 //! use vhost_net_pv::io::stats::StatsPage;
-//! use vhost_net_pv::{Device, DeviceParts, FrontEnds, Stopper};
+//! use vhost_net_pv::{Device, DeviceParts, FrontEnds, Stopper, Tuning};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let taps = Tap::open(&TapOptions { name: "tap0".into(), queues: 1 })?;
@@ -29,6 +29,8 @@
 //! let mut device = Device::new(DeviceParts {
 //!     ports,
 //!     offloads,
+//!     features: u64::MAX,
+//!     tuning: Tuning::default(),
 //!     stats: StatsPage::private(1)?,
 //!     set_mtu: Box::new(|_mtu| Ok(())),
 //! })?;
@@ -45,3 +47,4 @@ pub mod report;
 
 pub use io::port::Port;
 pub use io::server::{Device, DeviceParts, FrontEnds, SocketError, Stopper};
+pub use logic::tuning::{Limit, Tuning};

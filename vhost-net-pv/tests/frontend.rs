@@ -16,7 +16,7 @@ use vhost::vhost_user::message::FrontendReq;
 use vhost_net_pv::io::port::{Loopback, Port};
 use vhost_net_pv::io::stats::{self, StatsPage};
 use vhost_net_pv::logic::features::Offloads;
-use vhost_net_pv::{Device, DeviceParts, FrontEnds, Stopper};
+use vhost_net_pv::{Device, DeviceParts, FrontEnds, Stopper, Tuning};
 
 use common::testing::NEXT;
 use common::{FrontEnd, Shared, TX_BUFFERS};
@@ -41,6 +41,8 @@ impl Backend {
         let mut device = Device::new(DeviceParts {
             ports,
             offloads: Offloads::ALL,
+            features: u64::MAX,
+            tuning: Tuning::default(),
             stats: StatsPage::open(&folder.path().join("stats"), 1).unwrap(),
             set_mtu: Box::new(|mtu| match mtu {
                 0..=9000 => Ok(()),

@@ -10,7 +10,7 @@ use nix::sched::{CloneFlags, unshare};
 use vhost_net_pv::io::netdev::Netdev;
 use vhost_net_pv::io::port::{Port, Tap, TapOptions};
 use vhost_net_pv::io::stats::{self, StatsPage};
-use vhost_net_pv::{Device, DeviceParts, FrontEnds, Stopper};
+use vhost_net_pv::{Device, DeviceParts, FrontEnds, Stopper, Tuning};
 
 use common::{FrontEnd, Shared, TX_BUFFERS};
 
@@ -87,6 +87,8 @@ fn counters_agree_with_the_kernels_and_the_tap_goes_with_its_maker() {
         let mut device = Device::new(DeviceParts {
             ports,
             offloads,
+            features: u64::MAX,
+            tuning: Tuning::default(),
             stats: StatsPage::open(&page_path, 1).unwrap(),
             set_mtu: Box::new(|_| Ok(())),
         })

@@ -21,6 +21,7 @@ use super::order::WorkerHandle;
 use super::port::Port;
 use super::stats::StatsPage;
 use crate::logic::features::{self, Offloads};
+use crate::logic::tuning::Tuning;
 
 /// Pause between two attempts to connect to a front-end that listens.
 const CONNECT_PAUSE: Duration = Duration::from_millis(200);
@@ -118,6 +119,10 @@ pub struct DeviceParts {
     pub ports: Vec<Box<dyn Port>>,
     /// What those ports can hand out unfinished.
     pub offloads: Offloads,
+    /// Virtio features that may be offered, as a mask; [`u64::MAX`] for all that there are.
+    pub features: u64,
+    /// How the queues are served.
+    pub tuning: Tuning,
     /// Where counters go.
     pub stats: StatsPage,
     /// Makes the interface carry frames of an MTU that a guest was promised.
@@ -137,7 +142,7 @@ impl Device {
     /// The system gives no thread or descriptor.
     pub fn new(parts: DeviceParts) -> io::Result<Self> {
         let stats = parts.stats;
-        let offered = features::offered(parts.ports.len(), parts.offloads);
+        let offered = features::offered(parts.ports.len(), parts.offloads) & parts.features;
         let spawn = |(pair, port)| WorkerHandle::spawn(pair, port, &stats);
         let workers: Arc<[WorkerHandle]> =
             parts.ports.into_iter().enumerate().map(spawn).collect::<io::Result<_>>()?;

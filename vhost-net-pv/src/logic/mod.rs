@@ -8,6 +8,7 @@ pub mod memory;
 pub mod net_header;
 pub mod rarp;
 pub mod ring;
+pub mod tuning;
 
 #[cfg(test)]
 #[allow(dead_code, reason = "shared with the tests over a socket, which use the rest of it")]
