@@ -87,19 +87,25 @@ const UNFINISHED: [(&str, &str); 3] = [
     ("#[ignore", "a test that does not run proves nothing"),
 ];
 
-/// Crates, by their folder, in which more than one file has `unsafe` code.
+/// Crates, by their folder, that have `unsafe` code in more than one module.
 pub fn check_unsafe(files: &[File]) -> Vec<String> {
-    let mut by_crate = std::collections::BTreeMap::<_, Vec<_>>::new();
+    let mut by_crate = std::collections::BTreeMap::<_, std::collections::BTreeSet<_>>::new();
     for file in files.iter().filter(|file| has_unsafe(&file.text)) {
         let folder = file.path.iter().next().unwrap_or_default();
-        by_crate.entry(folder).or_default().push(file.path.display().to_string());
+        by_crate.entry(folder).or_default().insert(unsafe_module(&file.path));
     }
-    let more = by_crate.into_iter().filter(|(_, files)| files.len() > 1);
-    more.map(|(folder, files)| {
-        let (folder, files) = (folder.display(), files.join(", "));
-        format!("{folder}: unsafe in more than one file: {files}; bring it together")
+    let more = by_crate.into_iter().filter(|(_, modules)| modules.len() > 1);
+    more.map(|(folder, modules)| {
+        let (folder, modules) = (folder.display(), Vec::from_iter(modules).join(", "));
+        format!("{folder}: unsafe in more than one module: {modules}; bring it together")
     })
     .collect()
+}
+
+/// The module that a file counts for: all of a folder `sys` is one.
+fn unsafe_module(path: &Path) -> String {
+    let sys = path.ancestors().find(|folder| folder.ends_with("sys"));
+    sys.unwrap_or(path).display().to_string()
 }
 
 /// Products that a product's Cargo.toml names as dependencies.
@@ -208,9 +214,11 @@ mod tests {
     }
 
     #[test]
-    fn unsafe_code_sits_in_one_file_a_crate() {
+    fn unsafe_code_sits_in_one_module_a_crate() {
         let text = "unsafe { a() }";
         let files = [file("a/src/b.rs", text), file("b/src/b.rs", text)];
+        assert!(check_unsafe(&files).is_empty());
+        let files = [file("a/src/sys/b.rs", text), file("a/src/sys/c.rs", text)];
         assert!(check_unsafe(&files).is_empty());
         let files = [file("a/src/b.rs", text), file("a/src/c.rs", text)];
         assert_eq!(check_unsafe(&files).len(), 1);

@@ -28,7 +28,7 @@ fn every_rust_file_keeps_the_rules() {
 }
 
 #[test]
-fn unsafe_code_sits_in_one_file_a_crate() {
+fn unsafe_code_sits_in_one_module_a_crate() {
     assert_none(&check_unsafe(&files(&root(), is_rust).unwrap()));
 }
 

@@ -1,0 +1,88 @@
+//! Frames between a descriptor and guest memory, without a copy of ours in between.
+
+use std::ffi::c_int;
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::libc;
+
+use crate::logic::memory::GuestSlice;
+use crate::logic::net_header::RawHeader;
+use crate::logic::ring::MAX_PIECES;
+
+/// Pieces of a scattered call: the guest's, and ours before and after them.
+const MAX_VECTORS: usize = MAX_PIECES + 2;
+/// Writes a header of ours and a frame in guest memory as one frame.
+pub(in crate::io) fn write_frame(
+    file: BorrowedFd<'_>,
+    header: &RawHeader,
+    frame: &[GuestSlice<'_>],
+) -> io::Result<usize> {
+    let mut vectors = Vectors::new();
+    vectors.push(header.as_ptr().cast_mut(), header.len());
+    vectors.push_guest(frame)?;
+    // SAFETY: the vectors are initialised up to `count` and name memory that stays mapped for the
+    // borrows of `header` and `frame`; writev only reads it. The guest may change its part
+    // meanwhile, which the kernel, unlike Rust code, is built to take.
+    let done = unsafe { libc::writev(file.as_raw_fd(), vectors.as_ptr(), vectors.count()) };
+    usize::try_from(done).map_err(|_| io::Error::last_os_error())
+}
+
+/// Reads one frame: its header to us, the rest to guest memory and, where that is too small, to
+/// `spill`.
+pub(in crate::io) fn read_frame(
+    file: BorrowedFd<'_>,
+    header: &mut RawHeader,
+    frame: &[GuestSlice<'_>],
+    spill: &mut [u8],
+) -> io::Result<usize> {
+    let mut vectors = Vectors::new();
+    vectors.push(header.as_mut_ptr(), header.len());
+    vectors.push_guest(frame)?;
+    vectors.push(spill.as_mut_ptr(), spill.len());
+    // SAFETY: the vectors are initialised up to `count` and name memory that stays mapped for the
+    // borrows of `header`, `frame` and `spill`; ours is borrowed mutably, and guest memory is
+    // never turned into a Rust reference, so the kernel's writes alias nothing.
+    let done = unsafe { libc::readv(file.as_raw_fd(), vectors.as_ptr(), vectors.count()) };
+    usize::try_from(done).map_err(|_| io::Error::last_os_error())
+}
+
+/// An array of iovecs of which only the used part is ever touched.
+struct Vectors {
+    entries: [MaybeUninit<libc::iovec>; MAX_VECTORS],
+    used: usize,
+}
+
+impl Vectors {
+    const fn new() -> Self {
+        Self { entries: [const { MaybeUninit::uninit() }; MAX_VECTORS], used: 0 }
+    }
+
+    fn push(&mut self, base: *mut u8, length: usize) {
+        if let Some(entry) = self.entries.get_mut(self.used) {
+            entry.write(libc::iovec { iov_base: base.cast(), iov_len: length });
+            self.used += 1;
+        }
+    }
+
+    fn push_guest(&mut self, slices: &[GuestSlice<'_>]) -> io::Result<()> {
+        if slices.len() > MAX_PIECES {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        for slice in slices {
+            // The guard does nothing for memory that is mapped throughout, which ours is.
+            self.push(slice.ptr_guard_mut().as_ptr(), slice.len());
+        }
+        Ok(())
+    }
+
+    const fn as_ptr(&self) -> *const libc::iovec {
+        self.entries.as_ptr().cast()
+    }
+
+    const fn count(&self) -> c_int {
+        self.used as c_int
+    }
+}
+const _: () = assert!(size_of::<libc::iovec>() == 16);
