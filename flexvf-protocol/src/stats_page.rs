@@ -108,8 +108,8 @@ pub enum Counter {
     DropNoBuffer,
     /// Frames that the port (TAP) refused.
     DropPort,
-    /// Frames over a configured rate limit.
-    DropRateLimit,
+    /// Times that a rate limit kept frames where they were for a while; none is dropped by it.
+    Throttled,
     /// Kicks (ring notifications by the guest) taken.
     Kicks,
     /// Interrupts sent to the guest.
@@ -141,7 +141,7 @@ impl Counter {
         Self::DropMalformed,
         Self::DropNoBuffer,
         Self::DropPort,
-        Self::DropRateLimit,
+        Self::Throttled,
         Self::Kicks,
         Self::Interrupts,
         Self::InterruptsSuppressed,

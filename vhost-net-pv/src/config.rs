@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use flexvf_protocol::stats_page::MAX_QUEUE_PAIRS;
 
 use crate::io::netdev::Netdev;
-use crate::io::port::{Loopback, Null, Port, Tap, TapOptions};
+use crate::io::port::{IoMethod, Loopback, Null, Port, Tap, TapOptions};
 use crate::io::stats::StatsPage;
 use crate::io::{inherited, server::DeviceParts};
 use crate::logic::features::Offloads;
@@ -183,7 +183,11 @@ impl ServeArgs {
     }
 
     fn named_tap(&self, name: &str) -> anyhow::Result<Vec<Tap>> {
-        let options = TapOptions { name: name.to_owned(), queues: usize::from(self.queues) };
+        let options = TapOptions {
+            name: name.to_owned(),
+            queues: usize::from(self.queues),
+            io: IoMethod::Auto,
+        };
         let taps = Tap::open(&options)?;
         let netdev = Netdev::new().context("cannot open a socket for interface requests")?;
         if let Some(mtu) = self.mtu {
@@ -205,7 +209,8 @@ impl ServeArgs {
             );
         }
         let open = |number: &RawFd| {
-            Tap::from_fd(take(*number)?).with_context(|| format!("--tap-fd {number}"))
+            Tap::from_fd(take(*number)?, IoMethod::Auto)
+                .with_context(|| format!("--tap-fd {number}"))
         };
         self.tap_fd.iter().map(open).collect()
     }

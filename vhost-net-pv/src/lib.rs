@@ -18,12 +18,12 @@
 //! several devices. [`Device`] is where to start:
 //!
 //! ```no_run
-//! use vhost_net_pv::io::port::{Port, Tap, TapOptions};
+//! use vhost_net_pv::io::port::{IoMethod, Port, Tap, TapOptions};
 //! use vhost_net_pv::io::stats::StatsPage;
 //! use vhost_net_pv::{Device, DeviceParts, FrontEnds, Stopper, Tuning};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let taps = Tap::open(&TapOptions { name: "tap0".into(), queues: 1 })?;
+//! let taps = Tap::open(&TapOptions { name: "tap0".into(), queues: 1, io: IoMethod::Auto })?;
 //! let offloads = taps[0].supported_offloads();
 //! let ports = taps.into_iter().map(|tap| Box::new(tap) as Box<dyn Port>).collect();
 //! let mut device = Device::new(DeviceParts {

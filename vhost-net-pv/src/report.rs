@@ -95,7 +95,7 @@ const fn name(counter: Counter) -> &'static str {
         Counter::DropMalformed => "drop_malformed",
         Counter::DropNoBuffer => "drop_no_buffer",
         Counter::DropPort => "drop_port",
-        Counter::DropRateLimit => "drop_rate_limit",
+        Counter::Throttled => "throttled",
         Counter::Kicks => "kicks",
         Counter::Interrupts => "interrupts",
         Counter::InterruptsSuppressed => "interrupts_suppressed",

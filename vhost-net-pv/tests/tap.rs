@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use flexvf_protocol::stats_page::{Counter, Direction, Snapshot};
 use nix::sched::{CloneFlags, unshare};
 use vhost_net_pv::io::netdev::Netdev;
-use vhost_net_pv::io::port::{Port, Tap, TapOptions};
+use vhost_net_pv::io::port::{IoMethod, Port, Tap, TapOptions};
 use vhost_net_pv::io::stats::{self, StatsPage};
 use vhost_net_pv::{Device, DeviceParts, FrontEnds, Stopper, Tuning};
 
@@ -69,7 +69,8 @@ fn counters_agree_with_the_kernels_and_the_tap_goes_with_its_maker() {
     in_namespace(|| {
         let folder = tempfile::tempdir().unwrap();
         let page_path = folder.path().join("stats");
-        let taps = Tap::open(&TapOptions { name: TAP.to_owned(), queues: 1 }).unwrap();
+        let taps =
+            Tap::open(&TapOptions { name: TAP.to_owned(), queues: 1, io: IoMethod::Auto }).unwrap();
         ip("link add br-test type bridge");
         let netdev = Netdev::new().unwrap();
         netdev.join_bridge(TAP, "br-test").unwrap();

@@ -2,6 +2,7 @@
 
 mod backend;
 pub mod gate;
+mod lane;
 pub mod netdev;
 mod order;
 pub mod port;
@@ -9,6 +10,7 @@ mod regions;
 mod ring_state;
 mod rx;
 pub mod server;
+mod session;
 pub mod stats;
 mod sys;
 mod tx;

@@ -17,6 +17,7 @@ use super::worker::Worker;
 use crate::logic::features::Negotiated;
 use crate::logic::memory::Memory;
 use crate::logic::ring::Layout;
+use crate::logic::tuning::Tuning;
 
 /// A worker answers after the batch at hand; this long means that it is stuck.
 const ORDER_DEADLINE: Duration = Duration::from_secs(5);
@@ -34,6 +35,8 @@ pub(super) struct RingSetup {
 /// What a worker is told to do.
 #[derive(Debug)]
 pub(super) enum Order {
+    /// Nothing; the answer tells that the thread is there and has its port.
+    Ready,
     Memory(Arc<Memory>),
     Features(Negotiated),
     Start(Direction, RingSetup),
@@ -63,15 +66,22 @@ pub(super) struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Starts the thread of a queue pair.
-    pub(super) fn spawn(pair: usize, port: Box<dyn Port>, page: &StatsPage) -> io::Result<Self> {
+    /// Starts the thread of a queue pair, and returns once it has its port.
+    pub(super) fn spawn(
+        pair: usize,
+        port: Box<dyn Port>,
+        page: &StatsPage,
+        tuning: &Tuning,
+    ) -> io::Result<Self> {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let (orders, inbox) = channel();
-        let worker = Worker::new(pair, port, page, inbox, Arc::clone(&wake))?;
+        let worker = Worker::new(pair, port, page, tuning, inbox, Arc::clone(&wake))?;
         let thread = std::thread::Builder::new()
             .name(format!("queue-{pair}"))
             .spawn(move || worker.run())?;
-        Ok(Self { pair, orders, wake, thread: Some(thread) })
+        let handle = Self { pair, orders, wake, thread: Some(thread) };
+        handle.order(Order::Ready).map_err(io::Error::other)?;
+        Ok(handle)
     }
 
     /// Gives an order and waits until it is in force.

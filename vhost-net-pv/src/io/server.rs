@@ -143,7 +143,7 @@ impl Device {
     pub fn new(parts: DeviceParts) -> io::Result<Self> {
         let stats = parts.stats;
         let offered = features::offered(parts.ports.len(), parts.offloads) & parts.features;
-        let spawn = |(pair, port)| WorkerHandle::spawn(pair, port, &stats);
+        let spawn = |(pair, port)| WorkerHandle::spawn(pair, port, &stats, &parts.tuning);
         let workers: Arc<[WorkerHandle]> =
             parts.ports.into_iter().enumerate().map(spawn).collect::<io::Result<_>>()?;
         let backend = Backend::new(workers, offered, parts.set_mtu);

@@ -2,17 +2,21 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 
 use flexvf_protocol::stats_page::Counter;
 
 use super::port::{Batch, MAX_FRAME, Port};
+use super::sys;
 use crate::logic::counters::{FrameFacts, RingCounters};
+use crate::logic::features::Negotiated;
 use crate::logic::memory::{self, GuestSlice};
 use crate::logic::net_header::{HEADER_BYTES, NetHeader, RawHeader};
-use crate::logic::ring::{Access, Malformed, Position, Ring};
+use crate::logic::ring::{Access, Position, Ring};
 
 /// Chains handled before anything else gets its turn.
 pub(super) const BATCH: u16 = 64;
+const MAC_BYTES: usize = 6;
 
 /// What a turn has left to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,46 +33,55 @@ pub(super) enum Turn {
 pub(super) struct TxPump<'m> {
     ring: Ring<'m>,
     header_bytes: usize,
+    in_order: bool,
     batch: Batch<'m>,
-    chains: Vec<(u16, Content)>,
+    chains: Vec<Chain>,
 }
 
-/// What a chain of the batch turned out to be.
+/// A chain of the batch.
+struct Chain {
+    head: u16,
+    content: Content,
+}
+
+/// What a chain turned out to be.
 enum Content {
+    /// Pieces of the batch, and their length.
+    Buffers(Range<usize>, usize),
     Frame(FrameFacts),
     Dropped(Counter),
 }
 
 impl<'m> TxPump<'m> {
-    pub(super) const fn new(ring: Ring<'m>, header_bytes: usize) -> Self {
-        Self { ring, header_bytes, batch: Batch::new(), chains: Vec::new() }
+    pub(super) const fn new(ring: Ring<'m>, negotiated: Negotiated) -> Self {
+        Self {
+            ring,
+            header_bytes: negotiated.header_bytes,
+            in_order: negotiated.in_order,
+            batch: Batch::new(),
+            chains: Vec::new(),
+        }
     }
 
     pub(super) const fn position(&self) -> Position {
         self.ring.position()
     }
 
-    /// Sends what the guest has ready, a batch at most.
+    /// Sends what the guest has ready, `limit` or a batch at most.
     pub(super) fn turn(
         &mut self,
         port: &mut dyn Port,
         counters: &mut RingCounters,
         call: Option<&File>,
+        limit: u16,
     ) -> Turn {
-        let waiting = available(&mut self.ring, counters);
-        if waiting == 0 {
-            // Asks to be woken, and looks once more: the guest may have missed the question.
-            self.ring.ask_for_kick();
-            return match available(&mut self.ring, counters) {
-                0 => Turn::Idle,
-                _ => Turn::More,
-            };
+        let count = available(&mut self.ring, counters).min(BATCH).min(limit);
+        if count == 0 {
+            return Turn::Idle;
         }
         self.ring.decline_kicks();
-        for ahead in 0..waiting.min(BATCH) {
-            self.gather(self.ring.head(ahead));
-        }
-        self.ring.advance(waiting.min(BATCH));
+        self.gather(count);
+        self.read();
         if !self.batch.is_empty() {
             port.send(&mut self.batch);
         }
@@ -78,52 +91,122 @@ impl<'m> TxPump<'m> {
         Turn::More
     }
 
-    fn gather(&mut self, head: u16) {
-        let content = match self.read_chain(head) {
-            Ok(content) => content,
-            Err(_malformed) => Content::Dropped(Counter::DropMalformed),
-        };
-        self.chains.push((head, content));
+    /// Asks for a kick at the next chain. True: there is one already, and no kick will come.
+    pub(super) fn ask_for_kick(&mut self, counters: &mut RingCounters) -> bool {
+        self.ring.ask_for_kick();
+        self.is_offered(counters)
     }
 
-    fn read_chain(&mut self, head: u16) -> Result<Content, Malformed> {
-        let pieces = self.batch.pieces();
-        let start = pieces.len();
-        let bytes = self.ring.walk(head, Access::DeviceReads, pieces)?;
-        let frame_bytes = bytes.saturating_sub(self.header_bytes);
-        if frame_bytes == 0 {
-            return Err(Malformed::TooShort);
+    /// The guest has a chain ready.
+    pub(super) fn is_offered(&mut self, counters: &mut RingCounters) -> bool {
+        available(&mut self.ring, counters) > 0
+    }
+
+    /// Resolves chains. The frames themselves are only asked for, so that the processor fetches
+    /// them side by side from where the guest's has left them.
+    fn gather(&mut self, count: u16) {
+        for ahead in 0..count {
+            let head = self.ring.head(ahead);
+            let pieces = self.batch.pieces();
+            let first = pieces.len();
+            let content = match self.ring.walk(head, Access::DeviceReads, pieces) {
+                Ok(bytes) => {
+                    if let Some(piece) = pieces.get(first) {
+                        sys::prefetch(piece);
+                    }
+                    Content::Buffers(first..pieces.len(), bytes)
+                }
+                Err(_malformed) => Content::Dropped(Counter::DropMalformed),
+            };
+            self.chains.push(Chain { head, content });
         }
-        if frame_bytes > MAX_FRAME {
-            return Ok(Content::Dropped(Counter::DropPort));
+        self.ring.advance(count);
+    }
+
+    /// Makes frames of the chains' buffers.
+    fn read(&mut self) {
+        for chain in &mut self.chains {
+            if let Content::Buffers(pieces, bytes) = &chain.content {
+                chain.content = frame(&mut self.batch, self.header_bytes, pieces.clone(), *bytes);
+            }
         }
-        let mut header: RawHeader = [0; HEADER_BYTES];
-        let known = header.get_mut(..self.header_bytes).unwrap_or_default();
-        memory::copy_out(pieces.get(start..).unwrap_or_default(), 0, known);
-        let first = skip(pieces, start, self.header_bytes);
-        let facts = facts(&header, pieces.get(first..).unwrap_or_default(), 0, frame_bytes);
-        self.batch.push(header, first);
-        Ok(Content::Frame(facts))
     }
 
     /// Counts the batch and returns its chains.
     fn settle(&mut self, counters: &mut RingCounters) {
         let mut frame = 0;
-        for (head, content) in self.chains.drain(..) {
-            match content {
+        for chain in &self.chains {
+            match &chain.content {
                 Content::Frame(facts) => {
                     match self.batch.taken(frame) {
-                        true => counters.frame(&facts),
+                        true => counters.frame(facts),
                         false => counters.add(Counter::DropPort, 1),
                     }
                     frame += 1;
                 }
-                Content::Dropped(reason) => counters.add(reason, 1),
+                Content::Dropped(reason) => counters.add(*reason, 1),
+                Content::Buffers(..) => {}
             }
-            self.ring.push_used(head, 0);
+            if !self.in_order {
+                self.ring.push_used(chain.head, 0);
+            }
         }
+        if self.in_order
+            && let Some(last) = self.chains.last()
+        {
+            self.ring.push_used_up_to(last.head, self.chains.len());
+        }
+        self.chains.clear();
         self.batch.clear();
     }
+}
+
+/// Reads what is before a frame, once, and adds the frame to the batch.
+fn frame(
+    batch: &mut Batch<'_>,
+    header_bytes: usize,
+    pieces: Range<usize>,
+    bytes: usize,
+) -> Content {
+    let frame_bytes = bytes.saturating_sub(header_bytes);
+    match frame_bytes {
+        0 => return Content::Dropped(Counter::DropMalformed),
+        1..=MAX_FRAME => {}
+        _ => return Content::Dropped(Counter::DropPort),
+    }
+    // Header and destination together: most often they lie in one piece.
+    let mut front = [0; HEADER_BYTES + MAC_BYTES];
+    let known = header_bytes + MAC_BYTES;
+    let all = batch.pieces();
+    let own = all.get(pieces.clone()).unwrap_or_default();
+    memory::copy_out(own, 0, front.get_mut(..known).unwrap_or_default());
+    let (header, destination) = split(&front, header_bytes);
+    let first = skip(all, pieces.start, header_bytes);
+    let own = all.get(first..pieces.end).unwrap_or_default();
+    let facts = FrameFacts {
+        bytes: frame_bytes,
+        destination,
+        segments: segments(&header, own, 0, frame_bytes),
+    };
+    batch.push(header, first..pieces.end);
+    Content::Frame(facts)
+}
+
+/// Header, in its long form, and destination address from the front of a chain.
+fn split(
+    front: &[u8; HEADER_BYTES + MAC_BYTES],
+    header_bytes: usize,
+) -> (RawHeader, [u8; MAC_BYTES]) {
+    let mut header: RawHeader = [0; HEADER_BYTES];
+    let mut destination = [0; MAC_BYTES];
+    let (before, after) = front.split_at_checked(header_bytes).unwrap_or_default();
+    for (to, from) in header.iter_mut().zip(before) {
+        *to = *from;
+    }
+    for (to, from) in destination.iter_mut().zip(after) {
+        *to = *from;
+    }
+    (header, destination)
 }
 
 /// Cuts `bytes` off the front of the pieces from `start` on; returns the first one that is left.
@@ -150,17 +233,17 @@ pub(super) fn facts(
     skip: usize,
     bytes: usize,
 ) -> FrameFacts {
-    let mut destination = [0; 6];
+    let mut destination = [0; MAC_BYTES];
     memory::copy_out(pieces, skip, &mut destination);
-    let byte_at = |at: usize| {
+    FrameFacts { bytes, destination, segments: segments(header, pieces, skip, bytes) }
+}
+
+/// Packets on the wire of the frame that starts `skip` bytes into `pieces`.
+fn segments(header: &RawHeader, pieces: &[GuestSlice<'_>], skip: usize, bytes: usize) -> u64 {
+    NetHeader::parse(header).wire_segments(bytes, |at| {
         let mut byte = [0];
         (memory::copy_out(pieces, skip + at, &mut byte) == 1).then_some(byte[0])
-    };
-    FrameFacts {
-        bytes,
-        destination,
-        segments: NetHeader::parse(header).wire_segments(bytes, byte_at),
-    }
+    })
 }
 
 /// Entries that the guest has made available; an index that jumped counts as malformed.
@@ -189,18 +272,19 @@ pub(super) fn notify(ring: &mut Ring<'_>, counters: &mut RingCounters, call: Opt
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::port::{Loopback, Null};
+    use crate::io::port::{Loopback, Null, Slots, Spills};
     use crate::logic::testing::{BUFFERS, Driver, NEXT, memory};
     use proptest::prelude::*;
 
     fn pump<'m>(driver: &Driver<'m>, header_bytes: usize) -> TxPump<'m> {
         let ring = Ring::new(driver.memory, &driver.layout, false, Position::default()).unwrap();
-        TxPump::new(ring, header_bytes)
+        let long = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+        TxPump::new(ring, Negotiated::new(if header_bytes == 12 { long } else { 0 }))
     }
 
     fn run(pump: &mut TxPump<'_>, port: &mut dyn Port) -> RingCounters {
         let mut counters = RingCounters::default();
-        while pump.turn(port, &mut counters, None) == Turn::More {}
+        while pump.turn(port, &mut counters, None, BATCH) == Turn::More {}
         counters
     }
 
@@ -228,10 +312,11 @@ mod tests {
         let mut port = Loopback::new().unwrap();
         let counters = run(&mut pump(&driver, 12), &mut port);
         assert_eq!(counters.get(Counter::Bytes), 60);
-        let mut sent = vec![0; 100];
-        let got = port.receive(&mut [0; 12], &[], &mut sent).unwrap();
-        assert_eq!(got, Some(60));
-        assert_eq!(sent[..60], frame);
+        let (mut slots, mut spills) = (Slots::new(), Spills::new());
+        slots.push(std::iter::empty());
+        port.receive(&mut slots, &mut spills);
+        assert_eq!(slots.at(0).unwrap().0.bytes(), Some(60));
+        assert_eq!(spills.at(0)[..60], frame);
     }
 
     #[test]
@@ -269,6 +354,20 @@ mod tests {
         assert_eq!(counters.get(Counter::Segments), 4);
     }
 
+    #[test]
+    fn chains_used_in_order_share_an_entry() {
+        let memory = memory();
+        let mut driver = Driver::new(&memory, 8);
+        let heads = [72, 73, 5].map(|bytes| driver.offer(&[(BUFFERS, bytes)], 0));
+        let ring = Ring::new(driver.memory, &driver.layout, false, Position::default()).unwrap();
+        let accepted = 1 << virtio_bindings::virtio_config::VIRTIO_F_IN_ORDER;
+        let mut pump = TxPump::new(ring, Negotiated::new(accepted));
+        let counters = run(&mut pump, &mut Null);
+        assert_eq!((counters.get(Counter::Frames), counters.get(Counter::DropMalformed)), (2, 1));
+        assert_eq!(driver.used_index(), 3);
+        assert_eq!(driver.returned_one(), Some((u32::from(heads[2]), 0)));
+    }
+
     proptest! {
         #[test]
         fn every_chain_is_returned_once_in_order_and_counted_once(
@@ -286,7 +385,7 @@ mod tests {
             for (head, run) in &chains {
                 driver.offer_head(*head);
                 if *run || driver.returned().is_empty() {
-                    while pump.turn(&mut Null, &mut counters, None) == Turn::More {}
+                    while pump.turn(&mut Null, &mut counters, None, BATCH) == Turn::More {}
                     returned.extend(driver.returned());
                 }
             }

@@ -99,6 +99,8 @@ pub struct Negotiated {
     pub mergeable: bool,
     /// Kicks and interrupts are asked for by index.
     pub event_idx: bool,
+    /// Chains are returned in the order in which they were offered, which saves entries.
+    pub in_order: bool,
     /// What the guest takes unfinished.
     pub offloads: Offloads,
 }
@@ -116,6 +118,7 @@ impl Negotiated {
             header_bytes: if long { 12 } else { 10 },
             mergeable,
             event_idx: has(accepted, VIRTIO_RING_F_EVENT_IDX),
+            in_order: has(accepted, VIRTIO_F_IN_ORDER),
             offloads: Offloads {
                 csum: has(accepted, net::VIRTIO_NET_F_GUEST_CSUM),
                 tso4: has(accepted, net::VIRTIO_NET_F_GUEST_TSO4),

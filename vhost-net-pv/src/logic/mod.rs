@@ -1,5 +1,6 @@
 //! What the backend decides: features, headers, rings, counting, gate. No I/O, no clock.
 
+pub mod busy_poll;
 pub mod chain;
 pub mod counters;
 pub mod features;
@@ -8,6 +9,7 @@ pub mod memory;
 pub mod net_header;
 pub mod rarp;
 pub mod ring;
+pub mod token_bucket;
 pub mod tuning;
 
 #[cfg(test)]

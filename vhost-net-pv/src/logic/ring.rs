@@ -190,6 +190,16 @@ impl<'m> Ring<'m> {
         self.position.next_used = self.position.next_used.wrapping_add(1);
     }
 
+    /// Returns `count` chains, of which `last` is the last one, with nothing written into any.
+    ///
+    /// Only for a ring whose chains are used in order: one entry then stands for all of them
+    /// (virtio 1.x, section 2.7.9), where the first of them would have stood.
+    pub fn push_used_up_to(&mut self, last: u16, count: usize) {
+        self.push_used(last, 0);
+        let others = (count as u16).wrapping_sub(1);
+        self.position.next_used = self.position.next_used.wrapping_add(others);
+    }
+
     /// Shows the guest what was returned. True: it wants an interrupt for it; `None`: nothing new.
     pub fn publish(&mut self) -> Option<bool> {
         let (old, new) = (self.published, self.position.next_used);

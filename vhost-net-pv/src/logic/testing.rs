@@ -122,6 +122,11 @@ impl<'m> Driver<'m> {
         Some((element[0], element[1]))
     }
 
+    /// The used index that the device has shown.
+    pub(crate) fn used_index(&self) -> u16 {
+        self.memory.load(GuestAddress(self.layout.used + 2), Ordering::Acquire).unwrap()
+    }
+
     /// Makes the ring as a driver finds it when it starts.
     pub(crate) fn restart(&mut self) {
         self.put(self.layout.available, &[0; 4]);

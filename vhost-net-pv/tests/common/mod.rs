@@ -13,6 +13,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use vhost::vhost_user::message::FrontendReq;
 pub(crate) use vhost_net_pv::logic::{memory, ring};
+use virtio_bindings::virtio_config::VIRTIO_F_IN_ORDER;
 use vm_memory::{FileOffset, GuestAddress};
 
 use memory::Memory;
@@ -167,7 +168,9 @@ impl<'m> FrontEnd<'m> {
             let early = self.ask(FrontendReq::SET_VRING_ENABLE, &enable, &[]);
             assert_eq!(early.unwrap(), 0, "ring {ring} could not be enabled early");
         }
-        self.tell(FrontendReq::SET_FEATURES, &[features], &[]);
+        // As Linux up to 6.18: every chain has an entry of its own in the used ring.
+        let accepted = features & !(1 << VIRTIO_F_IN_ORDER);
+        self.tell(FrontendReq::SET_FEATURES, &[accepted], &[]);
         features
     }
 

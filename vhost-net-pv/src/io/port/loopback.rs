@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{Batch, MAX_FRAME, Port};
+use super::{Batch, MAX_FRAME, Port, Slots, Spills};
 use crate::logic::features::Offloads;
 use crate::logic::memory::{self, GuestSlice};
-use crate::logic::net_header::RawHeader;
+use crate::logic::net_header::{HEADER_BYTES, RawHeader};
 
 /// Frames kept while the guest has no buffers, as many as a TAP keeps.
 const MAX_WAITING: usize = 1000;
@@ -53,21 +53,19 @@ impl Port for Loopback {
         let _ = self.ready.write(1);
     }
 
-    fn receive(
-        &mut self,
-        header: &mut RawHeader,
-        frame: &[GuestSlice<'_>],
-        spill: &mut [u8],
-    ) -> io::Result<Option<usize>> {
-        let Some((sent_header, bytes)) = self.waiting.pop_front() else {
-            return Ok(None);
-        };
-        *header = sent_header;
-        let in_place = memory::copy_in(frame, 0, &bytes);
-        let rest = bytes.get(in_place..).unwrap_or_default();
-        let fits = rest.len().min(spill.len());
-        spill[..fits].copy_from_slice(&rest[..fits]);
-        Ok(Some(in_place + fits))
+    fn receive(&mut self, slots: &mut Slots<'_>, spills: &mut Spills) {
+        for ((slot, pieces), spill) in slots.each().zip(spills.each()) {
+            let Some((header, bytes)) = self.waiting.pop_front() else {
+                slot.take(None);
+                continue;
+            };
+            slot.header = header;
+            let in_place = memory::copy_in(pieces, 0, &bytes);
+            let rest = bytes.get(in_place..).unwrap_or_default();
+            let fits = rest.len().min(spill.len());
+            spill[..fits].copy_from_slice(&rest[..fits]);
+            slot.take(Some(HEADER_BYTES + in_place + fits));
+        }
     }
 
     fn set_offloads(&mut self, _offloads: Offloads) -> io::Result<()> {

@@ -3,10 +3,8 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::{Batch, Port};
+use super::{Batch, Port, Slots, Spills};
 use crate::logic::features::Offloads;
-use crate::logic::memory::GuestSlice;
-use crate::logic::net_header::RawHeader;
 
 /// Takes everything, gives nothing.
 #[derive(Debug, Default)]
@@ -23,13 +21,10 @@ impl Port for Null {
         }
     }
 
-    fn receive(
-        &mut self,
-        _header: &mut RawHeader,
-        _frame: &[GuestSlice<'_>],
-        _spill: &mut [u8],
-    ) -> io::Result<Option<usize>> {
-        Ok(None)
+    fn receive(&mut self, slots: &mut Slots<'_>, _spills: &mut Spills) {
+        for (slot, _) in slots.each() {
+            slot.take(None);
+        }
     }
 
     fn set_offloads(&mut self, _offloads: Offloads) -> io::Result<()> {

@@ -1,25 +1,30 @@
 //! A TAP interface's queue: frames go to and from the kernel with a virtio-net header in front.
 //!
-//! Uses `readv` and `writev`; guest buffers are read and written in place.
+//! Guest buffers are read and written in place, a batch in one call through io_uring where the
+//! kernel has it, a frame in one `readv` or `writev` otherwise.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
 
 use nix::libc;
+use tracing::{info, warn};
 
-use super::{Batch, Port};
+use super::{Batch, Port, Slots, Spills};
 use crate::io::{netdev, sys};
 use crate::logic::features::Offloads;
-use crate::logic::memory::GuestSlice;
-use crate::logic::net_header::{HEADER_BYTES, RawHeader};
+use crate::logic::net_header::HEADER_BYTES;
 
 const TUN_DEVICE: &str = "/dev/net/tun";
 /// Of an interface made elsewhere we need: whole Ethernet frames, no packet information, headers.
 const NEEDED_FLAGS: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 /// `TUN_F_USO4 | TUN_F_USO6` (linux/if_tun.h, since 6.2).
 const TUN_F_USO: u32 = 0x20 | 0x40;
+/// The kernel gives a queue free a little after the end of a program that used it with io_uring.
+const RELEASE_TRIES: u32 = 40;
+const RELEASE_PAUSE: Duration = Duration::from_millis(25);
 
 /// Why a TAP cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -67,15 +72,29 @@ pub struct TapOptions {
     pub name: String,
     /// Queues to open.
     pub queues: usize,
+    /// How frames are read and written.
+    pub io: IoMethod,
+}
+
+/// How frames are read and written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum IoMethod {
+    /// io_uring where the kernel allows it.
+    #[default]
+    Auto,
+    /// `readv` and `writev`.
+    Plain,
 }
 
 /// One queue of a TAP.
-#[derive(Debug)]
 pub struct Tap {
     file: File,
     name: String,
     multi_queue: bool,
     active: bool,
+    io: IoMethod,
+    /// Made by the thread that uses the queue.
+    uring: Option<sys::Uring>,
 }
 
 impl Tap {
@@ -85,24 +104,41 @@ impl Tap {
     /// [`TapError`] when the interface cannot be had as asked.
     pub fn open(options: &TapOptions) -> Result<Vec<Self>, TapError> {
         let mut multi_queue = options.queues > 1;
-        let first = match Self::attach(&options.name, multi_queue) {
+        let first = match Self::attach_soon(options, multi_queue) {
             // A TAP that was made with multi_queue takes no single-queue user, even for one queue.
             Err(TapError::Attach { cause, .. })
                 if !multi_queue && cause.raw_os_error() == Some(libc::EINVAL) =>
             {
                 multi_queue = true;
-                Self::attach(&options.name, true)?
+                Self::attach_soon(options, true)?
             }
             attached => attached?,
         };
         let mut taps = vec![first];
         while taps.len() < options.queues {
-            taps.push(Self::attach(&options.name, multi_queue)?);
+            taps.push(Self::attach_soon(options, multi_queue)?);
         }
         Ok(taps)
     }
 
-    fn attach(name: &str, multi_queue: bool) -> Result<Self, TapError> {
+    /// Attaches, and waits a little if the kernel has not given the interface free yet.
+    fn attach_soon(options: &TapOptions, multi_queue: bool) -> Result<Self, TapError> {
+        let mut tries = 0;
+        loop {
+            match Self::attach(options, multi_queue) {
+                Err(TapError::Attach { cause, .. })
+                    if cause.raw_os_error() == Some(libc::EBUSY) && tries < RELEASE_TRIES =>
+                {
+                    tries += 1;
+                    std::thread::sleep(RELEASE_PAUSE);
+                }
+                attached => return attached,
+            }
+        }
+    }
+
+    fn attach(options: &TapOptions, multi_queue: bool) -> Result<Self, TapError> {
+        let name = &options.name;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -111,15 +147,15 @@ impl Tap {
             .map_err(TapError::Device)?;
         let extra = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
         sys::tun_attach(file.as_fd(), name, NEEDED_FLAGS | extra)
-            .map_err(|cause| TapError::Attach { name: name.to_owned(), cause })?;
-        Self::set_up(file, name.to_owned(), multi_queue)
+            .map_err(|cause| TapError::Attach { name: name.clone(), cause })?;
+        Self::set_up(file, name.clone(), multi_queue, options.io)
     }
 
     /// Takes over one queue of a TAP that somebody else has opened.
     ///
     /// # Errors
     /// [`TapError`] when it is not a TAP of the kind needed.
-    pub fn from_fd(fd: OwnedFd) -> Result<Self, TapError> {
+    pub fn from_fd(fd: OwnedFd, io: IoMethod) -> Result<Self, TapError> {
         let file = File::from(fd);
         let (name, flags) = sys::tun_interface(file.as_fd()).map_err(|_| TapError::Kind)?;
         // The kernel reports flags as a short; the ones we need fit.
@@ -128,12 +164,12 @@ impl Tap {
         }
         netdev::set_nonblocking(file.as_fd())
             .map_err(|cause| TapError::SetUp { name: name.clone(), cause })?;
-        Self::set_up(file, name, flags & libc::IFF_MULTI_QUEUE != 0)
+        Self::set_up(file, name, flags & libc::IFF_MULTI_QUEUE != 0, io)
     }
 
-    fn set_up(file: File, name: String, multi_queue: bool) -> Result<Self, TapError> {
+    fn set_up(file: File, name: String, multi_queue: bool, io: IoMethod) -> Result<Self, TapError> {
         match sys::tun_set_header_bytes(file.as_fd(), HEADER_BYTES) {
-            Ok(()) => Ok(Self { file, name, multi_queue, active: true }),
+            Ok(()) => Ok(Self { file, name, multi_queue, active: true, io, uring: None }),
             Err(cause) => Err(TapError::SetUp { name, cause }),
         }
     }
@@ -151,6 +187,38 @@ impl Tap {
             .unwrap_or_default()
     }
 
+    /// A ring that failed may hold operations that it was never to run: it is not used again.
+    fn keep_if(&mut self, done: io::Result<()>) {
+        if let Err(error) = done {
+            warn!(tap = self.name, %error, "io_uring failed: frames go one by one from now on");
+            self.uring = None;
+        }
+    }
+
+    fn write_each(&self, batch: &mut Batch<'_>) {
+        for (frame, pieces) in batch.frames() {
+            frame.taken = loop {
+                match sys::write_frame(self.file.as_fd(), &frame.header, pieces) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    result => break result.is_ok(),
+                }
+            };
+        }
+    }
+
+    fn read_each(&self, slots: &mut Slots<'_>, spills: &mut Spills) {
+        let mut more = true;
+        for ((slot, pieces), spill) in slots.each().zip(spills.each()) {
+            // An error is such as an interface that is down or deleted: nothing waits there.
+            let bytes = match more {
+                true => sys::read_frame(self.file.as_fd(), &mut slot.header, pieces, spill).ok(),
+                false => None,
+            };
+            more = bytes.is_some();
+            slot.take(bytes);
+        }
+    }
+
     fn apply(&self, offloads: Offloads) -> io::Result<()> {
         let flag = |on: bool, flag: u32| if on { flag } else { 0 };
         let flags = flag(offloads.csum, libc::TUN_F_CSUM)
@@ -163,34 +231,42 @@ impl Tap {
 }
 
 impl Port for Tap {
+    fn adopt(&mut self) {
+        if self.io == IoMethod::Plain {
+            return;
+        }
+        match sys::Uring::new(self.file.as_fd()) {
+            Ok(uring) => {
+                self.uring = Some(uring);
+                info!(tap = self.name, "frames go through io_uring");
+            }
+            Err(error) => info!(tap = self.name, %error, "no io_uring: frames go one by one"),
+        }
+    }
+
     fn readiness(&self) -> Option<BorrowedFd<'_>> {
         Some(self.file.as_fd())
     }
 
     fn send(&mut self, batch: &mut Batch<'_>) {
-        for (frame, pieces) in batch.frames() {
-            frame.taken = loop {
-                match sys::write_frame(self.file.as_fd(), &frame.header, pieces) {
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    result => break result.is_ok(),
-                }
-            };
+        // A single frame gains nothing from a ring.
+        match &mut self.uring {
+            Some(uring) if batch.len() > 1 => {
+                let written = uring.write(batch);
+                self.keep_if(written);
+            }
+            _ => self.write_each(batch),
         }
     }
 
-    fn receive(
-        &mut self,
-        header: &mut RawHeader,
-        frame: &[GuestSlice<'_>],
-        spill: &mut [u8],
-    ) -> io::Result<Option<usize>> {
-        if !self.active {
-            return Ok(None);
-        }
-        match sys::read_frame(self.file.as_fd(), header, frame, spill) {
-            Ok(bytes) => Ok(Some(bytes.saturating_sub(HEADER_BYTES))),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
+    fn receive(&mut self, slots: &mut Slots<'_>, spills: &mut Spills) {
+        match &mut self.uring {
+            _ if !self.active => slots.each().for_each(|(slot, _)| slot.take(None)),
+            Some(uring) if slots.len() > 1 => {
+                let read = uring.read(slots, spills);
+                self.keep_if(read);
+            }
+            _ => self.read_each(slots, spills),
         }
     }
 

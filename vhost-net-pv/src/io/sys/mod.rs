@@ -7,11 +7,13 @@
 mod frames;
 mod socket;
 mod tun;
+mod uring;
 
-pub(super) use frames::{read_frame, write_frame};
+pub(super) use frames::{prefetch, read_frame, write_frame};
 pub use socket::inherited;
 pub(super) use socket::receive;
 pub(super) use tun::{
     bridge_add, interface_mtu, interface_up, set_interface_mtu, tun_attach, tun_interface,
     tun_set_header_bytes, tun_set_offload, tun_set_queue,
 };
+pub(super) use uring::Uring;
