@@ -11,7 +11,7 @@ use super::sys;
 use crate::logic::counters::{FrameFacts, RingCounters};
 use crate::logic::features::Negotiated;
 use crate::logic::memory::{self, GuestSlice};
-use crate::logic::net_header::{HEADER_BYTES, NetHeader, RawHeader};
+use crate::logic::net_header::{NetHeader, RawHeader};
 use crate::logic::ring::{Access, Position, Ring};
 
 /// Chains handled before anything else gets its turn.
@@ -53,12 +53,12 @@ enum Content {
 }
 
 impl<'m> TxPump<'m> {
-    pub(super) const fn new(ring: Ring<'m>, negotiated: Negotiated) -> Self {
+    pub(super) fn new(ring: Ring<'m>, negotiated: Negotiated) -> Self {
         Self {
             ring,
             header_bytes: negotiated.header_bytes,
             in_order: negotiated.in_order,
-            batch: Batch::new(),
+            batch: Batch::new(usize::from(BATCH)),
             chains: Vec::new(),
         }
     }
@@ -161,69 +161,20 @@ impl<'m> TxPump<'m> {
     }
 }
 
-/// Reads what is before a frame, once, and adds the frame to the batch.
+/// Makes a frame of a chain's buffers.
 fn frame(
     batch: &mut Batch<'_>,
     header_bytes: usize,
     pieces: Range<usize>,
     bytes: usize,
 ) -> Content {
-    let frame_bytes = bytes.saturating_sub(header_bytes);
-    match frame_bytes {
-        0 => return Content::Dropped(Counter::DropMalformed),
-        1..=MAX_FRAME => {}
-        _ => return Content::Dropped(Counter::DropPort),
+    match bytes.saturating_sub(header_bytes) {
+        0 => Content::Dropped(Counter::DropMalformed),
+        frame_bytes @ 1..=MAX_FRAME => batch
+            .push(pieces, header_bytes, frame_bytes)
+            .map_or(Content::Dropped(Counter::DropPort), Content::Frame),
+        _ => Content::Dropped(Counter::DropPort),
     }
-    // Header and destination together: most often they lie in one piece.
-    let mut front = [0; HEADER_BYTES + MAC_BYTES];
-    let known = header_bytes + MAC_BYTES;
-    let all = batch.pieces();
-    let own = all.get(pieces.clone()).unwrap_or_default();
-    memory::copy_out(own, 0, front.get_mut(..known).unwrap_or_default());
-    let (header, destination) = split(&front, header_bytes);
-    let first = skip(all, pieces.start, header_bytes);
-    let own = all.get(first..pieces.end).unwrap_or_default();
-    let facts = FrameFacts {
-        bytes: frame_bytes,
-        destination,
-        segments: segments(&header, own, 0, frame_bytes),
-    };
-    batch.push(header, first..pieces.end);
-    Content::Frame(facts)
-}
-
-/// Header, in its long form, and destination address from the front of a chain.
-fn split(
-    front: &[u8; HEADER_BYTES + MAC_BYTES],
-    header_bytes: usize,
-) -> (RawHeader, [u8; MAC_BYTES]) {
-    let mut header: RawHeader = [0; HEADER_BYTES];
-    let mut destination = [0; MAC_BYTES];
-    let (before, after) = front.split_at_checked(header_bytes).unwrap_or_default();
-    for (to, from) in header.iter_mut().zip(before) {
-        *to = *from;
-    }
-    for (to, from) in destination.iter_mut().zip(after) {
-        *to = *from;
-    }
-    (header, destination)
-}
-
-/// Cuts `bytes` off the front of the pieces from `start` on; returns the first one that is left.
-fn skip(pieces: &mut [GuestSlice<'_>], start: usize, bytes: usize) -> usize {
-    let mut left = bytes;
-    let mut first = start;
-    while let Some(piece) = pieces.get_mut(first) {
-        if left < piece.len() {
-            if let Ok(rest) = piece.offset(left) {
-                *piece = rest;
-            }
-            break;
-        }
-        left -= piece.len();
-        first += 1;
-    }
-    first
 }
 
 /// What is to be counted about the frame that starts `skip` bytes into `pieces`.
@@ -239,7 +190,12 @@ pub(super) fn facts(
 }
 
 /// Packets on the wire of the frame that starts `skip` bytes into `pieces`.
-fn segments(header: &RawHeader, pieces: &[GuestSlice<'_>], skip: usize, bytes: usize) -> u64 {
+pub(super) fn segments(
+    header: &RawHeader,
+    pieces: &[GuestSlice<'_>],
+    skip: usize,
+    bytes: usize,
+) -> u64 {
     NetHeader::parse(header).wire_segments(bytes, |at| {
         let mut byte = [0];
         (memory::copy_out(pieces, skip + at, &mut byte) == 1).then_some(byte[0])

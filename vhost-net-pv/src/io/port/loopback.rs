@@ -40,13 +40,16 @@ impl Port for Loopback {
     }
 
     fn send(&mut self, batch: &mut Batch<'_>) {
-        for (frame, pieces) in batch.frames() {
-            let bytes: usize = pieces.iter().map(GuestSlice::len).sum();
-            frame.taken = bytes <= MAX_FRAME && self.waiting.len() < MAX_WAITING;
-            if frame.taken {
-                let mut copy = vec![0; bytes];
-                memory::copy_out(pieces, 0, &mut copy);
-                self.waiting.push_back((frame.header, copy));
+        for frame in batch.frames() {
+            let Some((header, front)) = frame.front.split_first_chunk() else { continue };
+            let rest: usize = frame.pieces.iter().map(GuestSlice::len).sum();
+            let bytes = front.len() + rest;
+            *frame.taken = bytes <= MAX_FRAME && self.waiting.len() < MAX_WAITING;
+            if *frame.taken {
+                let mut copy = front.to_vec();
+                copy.resize(bytes, 0);
+                memory::copy_out(frame.pieces, 0, copy.get_mut(front.len()..).unwrap_or_default());
+                self.waiting.push_back((*header, copy));
             }
         }
         // It can only fail when it is readable already.

@@ -14,7 +14,7 @@ mod null;
 mod slots;
 mod tap;
 
-pub use batch::{Batch, Frame};
+pub use batch::{Batch, Outgoing};
 pub use loopback::Loopback;
 pub use null::Null;
 pub use slots::{MAX_SLOTS, Slot, Slots, Spills};

@@ -16,8 +16,8 @@ impl Port for Null {
     }
 
     fn send(&mut self, batch: &mut Batch<'_>) {
-        for (frame, _) in batch.frames() {
-            frame.taken = true;
+        for frame in batch.frames() {
+            *frame.taken = true;
         }
     }
 

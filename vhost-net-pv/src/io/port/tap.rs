@@ -196,9 +196,9 @@ impl Tap {
     }
 
     fn write_each(&self, batch: &mut Batch<'_>) {
-        for (frame, pieces) in batch.frames() {
-            frame.taken = loop {
-                match sys::write_frame(self.file.as_fd(), &frame.header, pieces) {
+        for frame in batch.frames() {
+            *frame.taken = loop {
+                match sys::write_frame(self.file.as_fd(), frame.front, frame.pieces) {
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     result => break result.is_ok(),
                 }

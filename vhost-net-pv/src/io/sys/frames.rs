@@ -13,17 +13,20 @@ use crate::logic::ring::MAX_PIECES;
 
 /// Pieces of a scattered call: the guest's, and ours before and after them.
 const MAX_VECTORS: usize = MAX_PIECES + 2;
-/// Writes a header of ours and a frame in guest memory as one frame.
+/// Writes what we have of a frame, and the rest of it in guest memory, as one frame.
 pub(in crate::io) fn write_frame(
     file: BorrowedFd<'_>,
-    header: &RawHeader,
-    frame: &[GuestSlice<'_>],
+    front: &[u8],
+    rest: &[GuestSlice<'_>],
 ) -> io::Result<usize> {
+    if rest.is_empty() {
+        return Ok(nix::unistd::write(file, front)?);
+    }
     let mut vectors = Vectors::new();
-    vectors.push(header.as_ptr().cast_mut(), header.len());
-    vectors.push_guest(frame)?;
+    vectors.push(front.as_ptr().cast_mut(), front.len());
+    vectors.push_guest(rest)?;
     // SAFETY: the vectors are initialised up to `count` and name memory that stays mapped for the
-    // borrows of `header` and `frame`; writev only reads it. The guest may change its part
+    // borrows of `front` and `rest`; writev only reads it. The guest may change its part
     // meanwhile, which the kernel, unlike Rust code, is built to take.
     let done = unsafe { libc::writev(file.as_raw_fd(), vectors.as_ptr(), vectors.count()) };
     usize::try_from(done).map_err(|_| io::Error::last_os_error())

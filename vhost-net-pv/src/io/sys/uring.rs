@@ -58,9 +58,7 @@ impl Uring {
         let byte = [0u8];
         self.vectors.push(Vector { base: byte.as_ptr() as usize, length: byte.len() });
         let ranges = [(0, 1)];
-        self.run(&ranges, |vectors, count| {
-            opcode::Writev::new(FILE, vectors, count).rw_flags(libc::RWF_NOWAIT).build()
-        })?;
+        self.run(&ranges, write)?;
         match self.results.first().map(|result| -result) {
             Some(libc::EINVAL) => Ok(()),
             Some(error) if error > 0 => Err(io::Error::from_raw_os_error(error)),
@@ -73,26 +71,23 @@ impl Uring {
     /// # Errors
     /// The ring is of no use any more; frames not noted as taken were not written.
     pub(in crate::io) fn write(&mut self, batch: &mut Batch<'_>) -> io::Result<()> {
-        let mut ranges = [(0, 0); DEPTH];
         let mut from = 0;
         while from < batch.len() {
-            self.vectors.clear();
-            let part = batch.frames().skip(from).zip(&mut ranges);
+            let mut ranges = [(0, 0); DEPTH];
             let mut count = 0;
-            for ((frame, pieces), range) in part {
+            self.vectors.clear();
+            for (frame, range) in batch.frames().skip(from).zip(&mut ranges) {
                 let first = self.vectors.len();
-                self.push(frame.header.as_ptr() as usize, frame.header.len());
-                self.push_guest(pieces);
+                self.push(frame.front.as_ptr() as usize, frame.front.len());
+                self.push_guest(frame.pieces);
                 *range = (first, self.vectors.len() - first);
                 count += 1;
             }
-            let ran = self.run(ranges.get(..count).unwrap_or_default(), |vectors, count| {
-                opcode::Writev::new(FILE, vectors, count).rw_flags(libc::RWF_NOWAIT).build()
-            });
-            for ((frame, _), result) in batch.frames().skip(from).zip(&self.results) {
-                frame.taken = *result >= 0;
+            let written = self.run(ranges.get(..count).unwrap_or_default(), write);
+            for (frame, result) in batch.frames().skip(from).zip(&self.results) {
+                *frame.taken = *result >= 0;
             }
-            ran?;
+            written?;
             from += count;
         }
         Ok(())
@@ -118,13 +113,11 @@ impl Uring {
             *range = (first, self.vectors.len() - first);
             count += 1;
         }
-        let ran = self.run(ranges.get(..count).unwrap_or_default(), |vectors, count| {
-            opcode::Readv::new(FILE, vectors, count).rw_flags(libc::RWF_NOWAIT).build()
-        });
+        let done = self.run(ranges.get(..count).unwrap_or_default(), read);
         for ((slot, _), result) in slots.each().zip(&self.results) {
             slot.take(usize::try_from(*result).ok());
         }
-        ran
+        done
     }
 
     fn push(&mut self, base: usize, length: usize) {
@@ -142,14 +135,14 @@ impl Uring {
     fn run(
         &mut self,
         ranges: &[(usize, usize)],
-        operation: impl Fn(*const libc::iovec, u32) -> squeue::Entry,
+        operation: impl Fn(&[Vector]) -> squeue::Entry,
     ) -> io::Result<()> {
         self.results.clear();
         // What the kernel never gets to is as if there had been no room for it.
         self.results.resize(ranges.len(), -libc::EAGAIN);
         for (index, (first, count)) in ranges.iter().enumerate() {
-            let vectors = self.vectors.get(*first..).unwrap_or_default().as_ptr().cast();
-            let entry = operation(vectors, *count as u32).user_data(index as u64);
+            let vectors = self.vectors.get(*first..).and_then(|rest| rest.get(..*count));
+            let entry = operation(vectors.unwrap_or_default()).user_data(index as u64);
             // SAFETY: the vectors, and the memory that they name, are borrowed by the caller or
             // owned by this ring until `finish` returns, and nothing is in flight after that. The
             // guest may change its memory meanwhile, which the kernel is built to take.
@@ -185,6 +178,23 @@ impl Uring {
         }
         Ok(())
     }
+}
+
+fn write(vectors: &[Vector]) -> squeue::Entry {
+    match vectors {
+        [only] => opcode::Write::new(FILE, only.base as *const u8, only.length as u32)
+            .rw_flags(libc::RWF_NOWAIT)
+            .build(),
+        several => opcode::Writev::new(FILE, several.as_ptr().cast(), several.len() as u32)
+            .rw_flags(libc::RWF_NOWAIT)
+            .build(),
+    }
+}
+
+fn read(vectors: &[Vector]) -> squeue::Entry {
+    opcode::Readv::new(FILE, vectors.as_ptr().cast(), vectors.len() as u32)
+        .rw_flags(libc::RWF_NOWAIT)
+        .build()
 }
 
 impl Drop for Uring {
