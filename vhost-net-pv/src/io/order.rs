@@ -12,10 +12,10 @@ use flexvf_protocol::stats_page::Direction;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::port::Port;
+use super::regions::GuestMemory;
 use super::stats::StatsPage;
 use super::worker::Worker;
 use crate::logic::features::Negotiated;
-use crate::logic::memory::Memory;
 use crate::logic::ring::Layout;
 use crate::logic::tuning::Tuning;
 
@@ -37,7 +37,7 @@ pub(super) struct RingSetup {
 pub(super) enum Order {
     /// Nothing; the answer tells that the thread is there and has its port.
     Ready,
-    Memory(Arc<Memory>),
+    Memory(Arc<GuestMemory>),
     Features(Negotiated),
     Start(Direction, RingSetup),
     Enable(Direction, bool),
