@@ -25,7 +25,7 @@ use vhost::vhost_user::{
 use super::netdev::set_nonblocking;
 use super::order::{Order, WorkerHandle};
 use super::regions::{MAX_REGIONS, Regions};
-use super::ring_state::{RingState, check_kick, place};
+use super::ring_state::{RingState, check_event, check_kick, place};
 use super::sys::Cut;
 use crate::logic::features::{Negotiated, protocol_features};
 use crate::logic::ring::MAX_RING_SIZE;
@@ -247,18 +247,21 @@ impl VhostUserBackendReqHandlerMut for Backend {
         let ring = usize::from(index);
         self.stop(ring)?;
         // Without a descriptor the ring would have to be polled, which no front-end asks for.
-        let kick = file.map(check_kick).transpose();
+        let check = |file| check_kick(check_event(file, self.cut.as_fd())?);
+        let kick = file.map(check).transpose();
         self.ring(ring)?.kick = kick.map_err(VhostError::ReqHandlerError)?.map(Arc::new);
         self.start(ring)
     }
 
     fn set_vring_call(&mut self, index: u8, file: Option<File>) -> VhostResult<()> {
-        if let Some(file) = &file {
-            set_nonblocking(file.as_fd()).map_err(VhostError::ReqHandlerError)?;
-        }
+        let check = |file| {
+            let file = check_event(file, self.cut.as_fd())?;
+            set_nonblocking(file.as_fd())?;
+            Ok(Arc::new(file))
+        };
+        let call = file.map(check).transpose().map_err(VhostError::ReqHandlerError)?;
         let ring = usize::from(index);
         let (_, direction) = place(ring);
-        let call = file.map(Arc::new);
         self.ring(ring)?.call.clone_from(&call);
         self.order(ring, Order::Call(direction, call)).map(drop)
     }

@@ -91,6 +91,8 @@ impl Worker {
         loop {
             let memory = self.memory.clone();
             self.session(memory.as_deref().map(GuestMemory::memory));
+            // An order that takes memory away is obeyed only when nothing uses it any more.
+            drop(memory);
             let _ = self.wake.read();
             while let Ok((order, done)) = self.inbox.try_recv() {
                 let quit = matches!(order, Order::Quit);

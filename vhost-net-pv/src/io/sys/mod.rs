@@ -4,12 +4,14 @@
     reason = "ioctls, scattered I/O on guest memory, descriptors from a socket or the parent, SIGBUS"
 )]
 
+mod event;
 mod frames;
 mod sigbus;
 mod socket;
 mod tun;
 mod uring;
 
+pub(super) use event::drain;
 pub(super) use frames::{prefetch, read_frame, write_frame};
 pub use sigbus::survive_cut_memory;
 pub(super) use sigbus::{Cut, Watched};
