@@ -124,23 +124,6 @@ fn memory_cut_amid_traffic_ends_that_connection_only() {
 }
 
 #[test]
-fn memory_cut_under_one_device_leaves_the_other_one_alone() {
-    let backends = [Backend::start("loopback", 1), Backend::start("loopback", 1)];
-    let good = Shared::new();
-    let mut front_end = FrontEnd::connect(&backends[1].socket(), &good);
-    front_end.start();
-    exchange(&mut front_end, 1);
-    let bad = Shared::new();
-    let mut other = FrontEnd::connect(&backends[0].socket(), &bad);
-    other.start();
-    bad.cut(0);
-    other.kick(1);
-    assert!(other.reply().is_err());
-    front_end.send_frame(&[1; 60]);
-    front_end.wait_returned(1);
-}
-
-#[test]
 fn a_thousand_reconnects_leave_nothing_behind() {
     let backend = Backend::start("loopback", 1);
     let shared = Shared::new();
