@@ -14,8 +14,8 @@
 //! | [`io::port`] | TAP, loopback, null |
 //! | [`io::stats`] | the counters' file |
 //!
-//! The library installs no signal handler and no logger and has no global state; a program may run
-//! several devices. [`Device`] is where to start:
+//! The library installs no logger, and no signal handler unless asked to ([`survive_cut_memory`]);
+//! a program may run several devices. [`Device`] is where to start:
 //!
 //! ```no_run
 //! use vhost_net_pv::io::port::{IoMethod, Port, Tap, TapOptions};
@@ -47,4 +47,5 @@ pub mod report;
 
 pub use io::port::Port;
 pub use io::server::{Device, DeviceParts, FrontEnds, SocketError, Stopper};
+pub use io::survive_cut_memory;
 pub use logic::tuning::{Limit, Tuning};

@@ -38,6 +38,7 @@ fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
     // Blocked before the first thread starts, so that no thread but ours is interrupted.
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block().context("cannot block signals")?;
+    vhost_net_pv::survive_cut_memory().context("cannot handle SIGBUS")?;
     let (mut device, front_ends) = arguments.open()?;
     let stopper = Stopper::new().context("cannot make an event descriptor")?;
     let at_signal = stopper.clone();

@@ -282,6 +282,23 @@ fn memory_may_come_as_one_table() {
     exchange(&mut front_end, 3);
 }
 
+#[test]
+fn memory_cut_under_one_device_ends_no_connection_of_another_one() {
+    vhost_net_pv::survive_cut_memory().unwrap();
+    let backends = [Backend::start(), Backend::start()];
+    let shared = [Shared::new(), Shared::new()];
+    let [mut bad, mut good] =
+        [0, 1].map(|at: usize| FrontEnd::connect(&backends[at].socket(), &shared[at]));
+    bad.start();
+    good.start();
+    shared[0].cut(0);
+    bad.kick(1);
+    assert!(bad.reply().is_err(), "still served");
+    exchange(&mut good, 1);
+    assert_eq!(backends[1].page().header(Header::Refused), 0);
+    backends[0].until("it is refused", |page| page.header(Header::Refused) == 1);
+}
+
 /// The program itself.
 struct Program(Child);
 

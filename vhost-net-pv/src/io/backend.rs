@@ -25,7 +25,8 @@ use vhost::vhost_user::{
 use super::netdev::set_nonblocking;
 use super::order::{Order, WorkerHandle};
 use super::regions::{MAX_REGIONS, Regions};
-use super::ring_state::{RingState, check_kick, place};
+use super::ring_state::{RingState, check_event, check_kick, place};
+use super::sys::Cut;
 use crate::logic::features::{Negotiated, protocol_features};
 use crate::logic::ring::MAX_RING_SIZE;
 
@@ -35,6 +36,7 @@ pub(super) struct Backend {
     offered: u64,
     accepted: u64,
     regions: Regions,
+    cut: Arc<Cut>,
     rings: Vec<RingState>,
     set_mtu: Box<dyn FnMut(u16) -> io::Result<()> + Send>,
 }
@@ -45,9 +47,16 @@ impl Backend {
         workers: Arc<[WorkerHandle]>,
         offered: u64,
         set_mtu: Box<dyn FnMut(u16) -> io::Result<()> + Send>,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let rings = (0..workers.len() * 2).map(|_| RingState::default()).collect();
-        Self { workers, offered, accepted: 0, regions: Regions::default(), rings, set_mtu }
+        let cut = Arc::new(Cut::new()?);
+        let regions = Regions::new(Arc::clone(&cut));
+        Ok(Self { workers, offered, accepted: 0, regions, cut, rings, set_mtu })
+    }
+
+    /// Tells when memory in use was cut.
+    pub(super) fn cut(&self) -> Arc<Cut> {
+        Arc::clone(&self.cut)
     }
 
     /// Number of rings.
@@ -82,7 +91,7 @@ impl Backend {
                 warn!(pair, %error, "reset failed");
             }
         }
-        self.regions = Regions::default();
+        self.regions = Regions::new(self.cut());
         self.rings.fill_with(RingState::default);
         self.accepted = 0;
     }
@@ -177,7 +186,7 @@ impl VhostUserBackendReqHandlerMut for Backend {
         files: Vec<File>,
         _postcopy_listening: Option<bool>,
     ) -> VhostResult<Option<Vec<u64>>> {
-        let mut mapped = Regions::default();
+        let mut mapped = Regions::new(self.cut());
         for (region, file) in regions.iter().zip(files) {
             mapped.add(region, file)?;
         }
@@ -238,18 +247,21 @@ impl VhostUserBackendReqHandlerMut for Backend {
         let ring = usize::from(index);
         self.stop(ring)?;
         // Without a descriptor the ring would have to be polled, which no front-end asks for.
-        let kick = file.map(check_kick).transpose();
+        let check = |file| check_kick(check_event(file, self.cut.as_fd())?);
+        let kick = file.map(check).transpose();
         self.ring(ring)?.kick = kick.map_err(VhostError::ReqHandlerError)?.map(Arc::new);
         self.start(ring)
     }
 
     fn set_vring_call(&mut self, index: u8, file: Option<File>) -> VhostResult<()> {
-        if let Some(file) = &file {
-            set_nonblocking(file.as_fd()).map_err(VhostError::ReqHandlerError)?;
-        }
+        let check = |file| {
+            let file = check_event(file, self.cut.as_fd())?;
+            set_nonblocking(file.as_fd())?;
+            Ok(Arc::new(file))
+        };
+        let call = file.map(check).transpose().map_err(VhostError::ReqHandlerError)?;
         let ring = usize::from(index);
         let (_, direction) = place(ring);
-        let call = file.map(Arc::new);
         self.ring(ring)?.call.clone_from(&call);
         self.order(ring, Order::Call(direction, call)).map(drop)
     }

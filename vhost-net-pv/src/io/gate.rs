@@ -8,8 +8,9 @@ use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use tracing::debug;
@@ -17,8 +18,8 @@ use vhost::vhost_user::message::FrontendReq;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use super::backend::Backend;
-use super::sys;
-use crate::logic::gate::{Action, Gate, HEAD_BYTES, Head, MAX_PAYLOAD, Refusal};
+use super::sys::{self, Cut};
+use crate::logic::gate::{Action, Gate, HEAD_BYTES, Head, MAX_FDS, MAX_PAYLOAD, Refusal};
 
 /// A message that has begun must be whole within this, and be taken from us within this.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
@@ -43,7 +44,19 @@ pub enum End {
         /// The crate's words.
         source: VhostError,
     },
-    /// The socket failed, or the message was cut.
+    /// More descriptors came than any message may carry.
+    #[error("front-end refused: a message with more than {MAX_FDS} file descriptors")]
+    Descriptors,
+    /// A message began and did not end.
+    #[error("front-end refused: a message was not whole within {} s", MESSAGE_DEADLINE.as_secs())]
+    Slow,
+    /// Memory that the front-end has shared is no longer all there.
+    #[error(
+        "front-end refused: it cut its guest's memory short while that was shared; \
+         share memory that is sealed against shrinking, and reserve huge pages"
+    )]
+    MemoryCut,
+    /// The socket failed.
     #[error("connection to the front-end failed: {0}")]
     Socket(io::Error),
 }
@@ -63,7 +76,11 @@ impl From<io::Error> for End {
 impl End {
     /// The front-end was at fault.
     pub const fn is_refusal(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::Rejected { .. })
+        match self {
+            Self::Refused(_) | Self::Rejected { .. } => true,
+            Self::Descriptors | Self::Slow | Self::MemoryCut => true,
+            Self::Closed | Self::Stopped | Self::Socket(_) => false,
+        }
     }
 }
 
@@ -74,6 +91,7 @@ pub(super) struct Connection<'s> {
     parser: BackendReqHandler<Mutex<Backend>>,
     backend: Arc<Mutex<Backend>>,
     gate: Gate,
+    cut: Arc<Cut>,
     stop: BorrowedFd<'s>,
 }
 
@@ -98,13 +116,18 @@ impl<'s> Connection<'s> {
         let (inner, parser_end) = UnixStream::pair()?;
         inner.set_nonblocking(true)?;
         parser_end.set_nonblocking(true)?;
-        let rings = lock(&backend).ring_count();
+        let (rings, cut) = {
+            let backend = lock(&backend);
+            (backend.ring_count(), backend.cut())
+        };
+        cut.forget();
         Ok(Self {
             front,
             inner,
             parser: BackendReqHandler::from_stream(parser_end, Arc::clone(&backend)),
             backend,
             gate: Gate::new(rings),
+            cut,
             stop,
         })
     }
@@ -121,8 +144,8 @@ impl<'s> Connection<'s> {
     }
 
     fn message(&mut self) -> Result<(), End> {
-        self.wait()?;
-        let message = self.receive()?;
+        self.wait(None)?;
+        let message = self.receive(Instant::now() + MESSAGE_DEADLINE)?;
         debug!(request = ?FrontendReq::try_from(message.head.request), fds = message.fds.len());
         let payload = message.bytes.get(HEAD_BYTES..).unwrap_or_default();
         let action = self.gate.decide(&message.head, payload, message.fds.len())?;
@@ -149,40 +172,62 @@ impl<'s> Connection<'s> {
         Ok(())
     }
 
-    fn wait(&self) -> Result<(), End> {
-        let mut fds = [
-            PollFd::new(self.stop, PollFlags::POLLIN),
-            PollFd::new(self.front.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => return Err(io::Error::from(error).into()),
+    /// Waits until there is something to read, or the connection is to end.
+    fn wait(&self, deadline: Option<Instant>) -> Result<(), End> {
+        let watch = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut fds = [self.stop, self.cut.as_fd(), self.front.as_fd()].map(watch);
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let timeout = left.map_or(PollTimeout::NONE, |left| {
+                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+            });
+            match poll(&mut fds, timeout) {
+                Ok(0) => return Err(End::Slow),
+                Ok(_) => break,
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(io::Error::from(error).into()),
+            }
         }
-        let [stop, _] = fds;
-        match stop.any() {
-            Some(true) => Err(End::Stopped),
+        let [stop, cut, _] = fds.map(|fd| fd.any() == Some(true));
+        match (stop, cut) {
+            (true, _) => Err(End::Stopped),
+            (_, true) => Err(End::MemoryCut),
             _ => Ok(()),
         }
     }
 
-    fn receive(&mut self) -> Result<Message, End> {
+    /// Reads until the buffer is full.
+    fn fill(&mut self, mut buffer: &mut [u8], deadline: Instant) -> Result<(), End> {
+        while !buffer.is_empty() {
+            self.wait(Some(deadline))?;
+            match self.front.read(buffer) {
+                Ok(0) => return Err(End::Closed),
+                Ok(bytes) => buffer = buffer.get_mut(bytes..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, deadline: Instant) -> Result<Message, End> {
         let mut head_bytes = [0; HEAD_BYTES];
         let received = sys::receive(&self.front, &mut head_bytes)?;
         if received.bytes == 0 {
             return Err(End::Closed);
         }
         if received.truncated {
-            // More descriptors than any message may carry; those that fitted are closed here.
-            return Err(io::Error::from(io::ErrorKind::InvalidData).into());
+            // Those that fitted are closed here.
+            return Err(End::Descriptors);
         }
         let rest = head_bytes.get_mut(received.bytes..).unwrap_or_default();
-        self.front.read_exact(rest)?;
+        self.fill(rest, deadline)?;
         let head = Head::parse(&head_bytes);
         self.gate.check_head(&head)?;
         let mut bytes = vec![0; HEAD_BYTES + (head.size as usize).min(MAX_PAYLOAD)];
         let (at_head, payload) = bytes.split_at_mut(HEAD_BYTES);
         at_head.copy_from_slice(&head_bytes);
-        self.front.read_exact(payload)?;
+        self.fill(payload, deadline)?;
         Ok(Message { head, bytes, fds: received.fds })
     }
 

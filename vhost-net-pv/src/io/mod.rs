@@ -16,4 +16,4 @@ mod sys;
 mod tx;
 mod worker;
 
-pub use sys::inherited;
+pub use sys::{inherited, survive_cut_memory};

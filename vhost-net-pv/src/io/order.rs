@@ -2,25 +2,32 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
-use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+use std::os::fd::AsFd;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flexvf_protocol::MacAddr;
 use flexvf_protocol::stats_page::Direction;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::port::Port;
+use super::regions::GuestMemory;
 use super::stats::StatsPage;
+use super::sys;
 use super::worker::Worker;
 use crate::logic::features::Negotiated;
-use crate::logic::memory::Memory;
 use crate::logic::ring::Layout;
 use crate::logic::tuning::Tuning;
 
 /// A worker answers after the batch at hand; this long means that it is stuck.
 const ORDER_DEADLINE: Duration = Duration::from_secs(5);
+/// A worker that takes this long may wait for an interrupt's descriptor.
+const ORDER_PATIENCE: Duration = Duration::from_millis(500);
+/// Pause between two attempts to free it.
+const FREE_PAUSE: Duration = Duration::from_millis(1);
 
 /// A ring to serve.
 #[derive(Debug)]
@@ -37,7 +44,7 @@ pub(super) struct RingSetup {
 pub(super) enum Order {
     /// Nothing; the answer tells that the thread is there and has its port.
     Ready,
-    Memory(Arc<Memory>),
+    Memory(Arc<GuestMemory>),
     Features(Negotiated),
     Start(Direction, RingSetup),
     Enable(Direction, bool),
@@ -63,6 +70,7 @@ pub(super) struct WorkerHandle {
     orders: Sender<(Order, SyncSender<u16>)>,
     wake: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
+    calls: Mutex<Calls>,
 }
 
 impl WorkerHandle {
@@ -79,19 +87,72 @@ impl WorkerHandle {
         let thread = std::thread::Builder::new()
             .name(format!("queue-{pair}"))
             .spawn(move || worker.run())?;
-        let handle = Self { pair, orders, wake, thread: Some(thread) };
+        let handle = Self { pair, orders, wake, thread: Some(thread), calls: Mutex::default() };
         handle.order(Order::Ready).map_err(io::Error::other)?;
         Ok(handle)
     }
 
     /// Gives an order and waits until it is in force.
     pub(super) fn order(&self, order: Order) -> Result<u16, WorkerLost> {
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let calls_then = calls.after(&order);
         let (done, answer) = sync_channel(1);
         let lost = || WorkerLost(self.pair);
         self.orders.send((order, done)).map_err(|_| lost())?;
         self.wake.write(1).map_err(|_| lost())?;
-        answer.recv_timeout(ORDER_DEADLINE).map_err(|_| lost())
+        let obeyed =
+            answer.recv_timeout(ORDER_PATIENCE).or_else(|_| calls.free_until_answered(&answer));
+        let answer = obeyed.map_err(|_| lost())?;
+        *calls = calls_then;
+        Ok(answer)
     }
+}
+
+/// The interrupts' descriptors that a worker is using.
+///
+/// Writing to one does not wait, unless the front-end, which shares it, makes it do so and fills it
+/// up. The front-end's own traffic then stands still, as it has wished; but orders get through.
+#[derive(Debug, Default, Clone)]
+struct Calls {
+    rx: Option<Arc<File>>,
+    tx: Option<Arc<File>>,
+}
+
+impl Calls {
+    /// What is in use once an order is in force.
+    fn after(&self, order: &Order) -> Self {
+        let (direction, call) = match order {
+            Order::Start(direction, setup) => (direction, setup.call.clone()),
+            Order::Call(direction, call) => (direction, call.clone()),
+            Order::Stop(direction) => (direction, None),
+            Order::Reset | Order::Quit => return Self::default(),
+            _ => return self.clone(),
+        };
+        match direction {
+            Direction::Rx => Self { rx: call, tx: self.tx.clone() },
+            Direction::Tx => Self { rx: self.rx.clone(), tx: call },
+        }
+    }
+
+    /// Empties what is full, in which the worker may be stuck, until it answers.
+    fn free_until_answered(&self, answer: &Receiver<u16>) -> Result<u16, RecvTimeoutError> {
+        let deadline = Instant::now() + ORDER_DEADLINE;
+        loop {
+            for call in [&self.rx, &self.tx].into_iter().flatten().filter(|call| is_full(call)) {
+                sys::drain(call.as_fd());
+            }
+            match answer.recv_timeout(FREE_PAUSE) {
+                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+                answered => return answered,
+            }
+        }
+    }
+}
+
+/// No interrupt can be added. No honest front-end lets 2^64 of them pile up.
+fn is_full(call: &File) -> bool {
+    let mut fds = [PollFd::new(call.as_fd(), PollFlags::POLLOUT)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|writable| writable == 0)
 }
 
 impl Drop for WorkerHandle {

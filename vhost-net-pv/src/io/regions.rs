@@ -4,21 +4,29 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vhost::vhost_user::{Error as VhostError, Result as VhostResult};
 use vm_memory::{GuestAddress, GuestRegionCollection};
 
+use super::sys::{Cut, Watched};
 use crate::logic::memory::{Memory, Region};
 
 /// Memory regions that a front-end may share; QEMU uses a handful, and one per hot-plugged DIMM.
 pub(super) const MAX_REGIONS: usize = 256;
 
 /// All regions of a guest. A clone shares the mappings.
-#[derive(Clone, Default)]
-pub(super) struct Regions(Vec<Mapped>);
+#[derive(Clone)]
+pub(super) struct Regions {
+    mapped: Vec<Mapped>,
+    /// Who is told when one of them is cut.
+    cut: Arc<Cut>,
+}
 
 #[derive(Clone)]
 struct Mapped {
+    /// Before the region, so that it is dropped before.
+    watched: Arc<Watched>,
     /// Where the front-end sees it, which is how it names ring addresses.
     user_address: u64,
     guest_address: u64,
@@ -26,17 +34,37 @@ struct Mapped {
     region: Arc<Region>,
 }
 
+/// The guest's memory in use: mapped, and cared for when it is cut, as long as this lives.
+#[derive(Debug)]
+pub(super) struct GuestMemory {
+    /// Before the memory, so that they are dropped before.
+    _watched: Vec<Arc<Watched>>,
+    memory: Memory,
+}
+
+impl GuestMemory {
+    pub(super) const fn memory(&self) -> &Memory {
+        &self.memory
+    }
+}
+
 impl Regions {
+    /// No memory yet.
+    pub(super) const fn new(cut: Arc<Cut>) -> Self {
+        Self { mapped: Vec::new(), cut }
+    }
+
     /// Maps one more region.
     pub(super) fn add(&mut self, region: &VhostUserMemoryRegion, file: File) -> VhostResult<()> {
-        if self.0.len() >= MAX_REGIONS {
+        if self.mapped.len() >= MAX_REGIONS {
             return Err(VhostError::InvalidParam);
         }
-        check_length(region, &file)?;
+        check_file(region, &file)?;
         let mapping = region.mmap_region(file)?;
         let guest_address = GuestAddress(region.guest_phys_addr);
         let mapped = Region::new(mapping, guest_address).ok_or(VhostError::InvalidParam)?;
-        self.0.push(Mapped {
+        self.mapped.push(Mapped {
+            watched: Arc::new(Watched::new(mapped.as_ptr(), mapped.size(), &self.cut)),
             user_address: region.user_addr,
             guest_address: region.guest_phys_addr,
             bytes: region.memory_size,
@@ -47,29 +75,31 @@ impl Regions {
 
     /// Gives up the region that starts where this one does.
     pub(super) fn remove(&mut self, region: &VhostUserMemoryRegion) -> VhostResult<()> {
-        let before = self.0.len();
-        self.0.retain(|mapped| mapped.guest_address != region.guest_phys_addr);
-        match self.0.len() == before {
+        let before = self.mapped.len();
+        self.mapped.retain(|mapped| mapped.guest_address != region.guest_phys_addr);
+        match self.mapped.len() == before {
             true => Err(VhostError::InvalidParam),
             false => Ok(()),
         }
     }
 
     /// The regions as one memory; refused where they overlap.
-    pub(super) fn memory(&self) -> VhostResult<Memory> {
-        if self.0.is_empty() {
-            return Ok(GuestRegionCollection::new());
-        }
-        let mut parts: Vec<_> = self.0.iter().collect();
+    pub(super) fn memory(&self) -> VhostResult<GuestMemory> {
+        let mut parts: Vec<_> = self.mapped.iter().collect();
         parts.sort_by_key(|mapped| mapped.guest_address);
-        let parts = parts.into_iter().map(|m| Arc::clone(&m.region)).collect();
-        GuestRegionCollection::from_arc_regions(parts)
-            .map_err(|error| VhostError::ReqHandlerError(io::Error::other(error)))
+        let watched = parts.iter().map(|m| Arc::clone(&m.watched)).collect();
+        let parts: Vec<_> = parts.into_iter().map(|m| Arc::clone(&m.region)).collect();
+        let memory = match parts.is_empty() {
+            true => GuestRegionCollection::new(),
+            false => GuestRegionCollection::from_arc_regions(parts)
+                .map_err(|error| VhostError::ReqHandlerError(io::Error::other(error)))?,
+        };
+        Ok(GuestMemory { _watched: watched, memory })
     }
 
     /// The guest address of what the front-end sees at an address of its own.
     pub(super) fn guest_address(&self, user_address: u64) -> VhostResult<u64> {
-        self.0
+        self.mapped
             .iter()
             .find_map(|mapped| {
                 let offset = user_address.checked_sub(mapped.user_address)?;
@@ -80,16 +110,26 @@ impl Regions {
     }
 }
 
-/// A region beyond its file's end could be mapped, but not be touched without SIGBUS.
-///
-/// A file that is cut after this is not seen; memory that a front-end has sealed cannot be.
-fn check_length(region: &VhostUserMemoryRegion, file: &File) -> VhostResult<()> {
+/// Refuses what could be mapped, but not be touched or not be unmapped.
+fn check_file(region: &VhostUserMemoryRegion, file: &File) -> VhostResult<()> {
     let metadata = file.metadata().map_err(VhostError::ReqHandlerError)?;
-    let end = region.mmap_offset.checked_add(region.memory_size);
     // Devices, such as DAX memory, have no length.
-    match metadata.is_file() && end.is_none_or(|end| end > metadata.len()) {
-        true => Err(VhostError::InvalidParam),
-        false => Ok(()),
+    if !metadata.is_file() {
+        return Ok(());
+    }
+    let end = region.mmap_offset.checked_add(region.memory_size);
+    if end.is_none_or(|end| end > metadata.len()) {
+        return Err(VhostError::InvalidParam);
+    }
+    // The kernel rounds up the length to map to whole huge pages, but not the length to unmap.
+    let system = fstatfs(file).map_err(|error| VhostError::ReqHandlerError(error.into()))?;
+    let page = match system.filesystem_type() == HUGETLBFS_MAGIC {
+        true => u64::try_from(system.block_size()).map_err(|_| VhostError::InvalidParam)?,
+        false => 1,
+    };
+    match region.memory_size.is_multiple_of(page.max(1)) {
+        true => Ok(()),
+        false => Err(VhostError::InvalidParam),
     }
 }
 
@@ -100,6 +140,10 @@ mod tests {
 
     const BYTES: u64 = 1 << 16;
 
+    fn regions() -> Regions {
+        Regions::new(Arc::new(Cut::new().unwrap()))
+    }
+
     fn add(regions: &mut Regions, guest: u64, user: u64) -> VhostResult<()> {
         let file = tempfile::tempfile().unwrap();
         file.set_len(BYTES).unwrap();
@@ -108,7 +152,7 @@ mod tests {
 
     #[test]
     fn addresses_of_the_front_end_are_found_in_their_region() {
-        let mut regions = Regions::default();
+        let mut regions = self::regions();
         add(&mut regions, 0x10_0000, 0x7000_0000).unwrap();
         add(&mut regions, 0, u64::MAX - BYTES).unwrap();
         assert_eq!(regions.guest_address(0x7000_0010).unwrap(), 0x10_0010);
@@ -119,7 +163,7 @@ mod tests {
 
     #[test]
     fn overlapping_regions_are_no_memory() {
-        let mut regions = Regions::default();
+        let mut regions = self::regions();
         add(&mut regions, 0x1_0000, 0).unwrap();
         add(&mut regions, 0x1_8000, 0x10_0000).unwrap();
         assert!(regions.memory().is_err());
@@ -130,16 +174,16 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(100).unwrap();
         let region = VhostUserMemoryRegion::new(0, BYTES, 0, 0);
-        assert!(Regions::default().add(&region, file).is_err());
+        assert!(self::regions().add(&region, file).is_err());
     }
 
     #[test]
     fn regions_are_bounded_in_number() {
-        let mut regions = Regions::default();
+        let mut regions = self::regions();
         for count in 0..MAX_REGIONS as u64 {
             add(&mut regions, count * BYTES, count * BYTES).unwrap();
         }
         assert!(add(&mut regions, 1 << 40, 1 << 40).is_err());
-        assert_eq!(regions.memory().unwrap().iter().count(), MAX_REGIONS);
+        assert_eq!(regions.memory().unwrap().memory().iter().count(), MAX_REGIONS);
     }
 }

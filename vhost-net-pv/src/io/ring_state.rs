@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use flexvf_protocol::stats_page::Direction;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::stat::fstat;
 
 use super::order::RingSetup;
 use crate::logic::ring::Layout;
@@ -47,7 +48,22 @@ pub(super) const fn place(ring: usize) -> (usize, Direction) {
     (ring / 2, direction)
 }
 
-/// A kick must be something that can be waited for; a plain file cannot.
+/// A ring's descriptors must be event descriptors: what is written to a pipe or a socket may wait
+/// for its reader.
+///
+/// The kernel has one inode for all of that kind, and for others that nobody ever waits to write to;
+/// `own` is one of ours.
+pub(super) fn check_event(file: File, own: BorrowedFd<'_>) -> io::Result<File> {
+    let (found, wanted) = (fstat(&file)?, fstat(own)?);
+    match (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino) {
+        true => Ok(file),
+        false => {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "a ring's descriptor is no eventfd"))
+        }
+    }
+}
+
+/// A kick must be something that can be waited for.
 pub(super) fn check_kick(file: File) -> io::Result<File> {
     let event = EpollEvent::new(EpollFlags::EPOLLIN, 0);
     Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?.add(file.as_fd(), event)?;

@@ -146,7 +146,7 @@ impl Device {
         let spawn = |(pair, port)| WorkerHandle::spawn(pair, port, &stats, &parts.tuning);
         let workers: Arc<[WorkerHandle]> =
             parts.ports.into_iter().enumerate().map(spawn).collect::<io::Result<_>>()?;
-        let backend = Backend::new(workers, offered, parts.set_mtu);
+        let backend = Backend::new(workers, offered, parts.set_mtu)?;
         Ok(Self { backend: Arc::new(Mutex::new(backend)), stats })
     }
 

@@ -20,6 +20,7 @@ use tracing::warn;
 use super::lane::Lane;
 use super::order::Order;
 use super::port::{Batch, Port};
+use super::regions::GuestMemory;
 use super::rx::RxState;
 use super::session::{Pair, Session};
 use super::stats::StatsPage;
@@ -44,7 +45,7 @@ pub(super) struct Worker {
     epoll: Epoll,
     wake: Arc<EventFd>,
     inbox: Receiver<(Order, SyncSender<u16>)>,
-    memory: Option<Arc<Memory>>,
+    memory: Option<Arc<GuestMemory>>,
     negotiated: Negotiated,
     poll: BusyPoll,
     turns: u32,
@@ -89,7 +90,9 @@ impl Worker {
         self.take_part();
         loop {
             let memory = self.memory.clone();
-            self.session(memory.as_deref());
+            self.session(memory.as_deref().map(GuestMemory::memory));
+            // An order that takes memory away is obeyed only when nothing uses it any more.
+            drop(memory);
             let _ = self.wake.read();
             while let Ok((order, done)) = self.inbox.try_recv() {
                 let quit = matches!(order, Order::Quit);

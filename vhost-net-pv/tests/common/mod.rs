@@ -24,15 +24,15 @@ use testing::{BASE, Driver, WRITE};
 pub(crate) mod testing;
 
 /// Bytes of guest memory.
-const MEMORY: u64 = 1 << 20;
+pub(crate) const MEMORY: u64 = 1 << 20;
 /// Where the front-end claims to have mapped it: ring addresses are given in these terms.
-const USER_ADDRESS: u64 = 0x7f00_0000_0000;
+pub(crate) const USER_ADDRESS: u64 = 0x7f00_0000_0000;
 /// Frames come and go within this, or a test fails.
 const DEADLINE: Duration = Duration::from_secs(10);
 const NEED_REPLY: u32 = 8;
 const RING_SIZE: u16 = 64;
 /// Buffers of the receive ring.
-const RX_BUFFERS: u64 = BASE + 0x2_0000;
+pub(crate) const RX_BUFFERS: u64 = BASE + 0x2_0000;
 const RX_BUFFER: u64 = 2048;
 /// Room for frames to send.
 pub(crate) const TX_BUFFERS: u64 = BASE + 0x8_0000;
@@ -53,6 +53,15 @@ impl Shared {
         let memory = Memory::from_ranges_with_files(ranges).unwrap();
         Self { memory, file }
     }
+
+    /// Leaves only so many bytes of the file. What is behind them must not be touched any more.
+    pub(crate) fn cut(&self, bytes: u64) {
+        nix::unistd::ftruncate(&self.file, bytes.cast_signed()).unwrap();
+    }
+
+    pub(crate) fn descriptor(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
 }
 
 /// A connected front-end with one queue pair.
@@ -62,7 +71,7 @@ pub(crate) struct FrontEnd<'m> {
     pub(crate) rx: Driver<'m>,
     pub(crate) tx: Driver<'m>,
     kicks: [EventFd; 2],
-    calls: [EventFd; 2],
+    pub(crate) calls: [EventFd; 2],
 }
 
 impl<'m> FrontEnd<'m> {
@@ -129,8 +138,18 @@ impl<'m> FrontEnd<'m> {
 
     /// Sends numbers and wants no answer.
     pub(crate) fn tell(&self, request: FrontendReq, words: &[u64], fds: &[RawFd]) {
+        self.try_tell(request, words, fds).unwrap();
+    }
+
+    /// Sends numbers to a backend that may have hung up.
+    pub(crate) fn try_tell(
+        &self,
+        request: FrontendReq,
+        words: &[u64],
+        fds: &[RawFd],
+    ) -> io::Result<()> {
         let payload: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        self.send(request.into(), 0, &payload, fds).unwrap();
+        self.send(request.into(), 0, &payload, fds)
     }
 
     /// Sends numbers and wants to know whether it worked: 0 is yes.
@@ -189,21 +208,27 @@ impl<'m> FrontEnd<'m> {
     }
 
     pub(crate) fn start_rings(&mut self, bases: [u64; 2]) {
+        self.try_start_rings(bases).unwrap();
+    }
+
+    /// Starts the rings of a backend that may hang up meanwhile.
+    pub(crate) fn try_start_rings(&mut self, bases: [u64; 2]) -> io::Result<()> {
         for (ring, base) in bases.into_iter().enumerate() {
             let layout = [self.rx.layout, self.tx.layout][ring];
             let user = |guest: u64| guest - BASE + USER_ADDRESS;
             let ring_word = ring as u64;
             let in_high = |value: u64| ring_word | value << 32;
-            self.tell(FrontendReq::SET_VRING_NUM, &[in_high(RING_SIZE.into())], &[]);
-            self.tell(FrontendReq::SET_VRING_BASE, &[in_high(base)], &[]);
+            self.try_tell(FrontendReq::SET_VRING_NUM, &[in_high(RING_SIZE.into())], &[])?;
+            self.try_tell(FrontendReq::SET_VRING_BASE, &[in_high(base)], &[])?;
             let addresses =
                 [ring_word, user(layout.descriptors), user(layout.used), user(layout.available), 0];
-            self.tell(FrontendReq::SET_VRING_ADDR, &addresses, &[]);
+            self.try_tell(FrontendReq::SET_VRING_ADDR, &addresses, &[])?;
             let kick = self.kicks[ring].as_raw_fd();
-            self.tell(FrontendReq::SET_VRING_KICK, &[ring_word], &[kick]);
+            self.try_tell(FrontendReq::SET_VRING_KICK, &[ring_word], &[kick])?;
             let call = self.calls[ring].as_raw_fd();
-            self.tell(FrontendReq::SET_VRING_CALL, &[ring_word], &[call]);
+            self.try_tell(FrontendReq::SET_VRING_CALL, &[ring_word], &[call])?;
         }
+        Ok(())
     }
 
     /// Stops a ring and returns the index it has come to.
