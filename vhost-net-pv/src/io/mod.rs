@@ -9,6 +9,7 @@ pub mod port;
 mod regions;
 mod ring_state;
 mod rx;
+pub mod sandbox;
 pub mod server;
 mod session;
 pub mod stats;
