@@ -14,6 +14,7 @@ pub mod server;
 mod session;
 pub mod stats;
 mod sys;
+pub mod systemd;
 mod tx;
 mod worker;
 

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use flexvf_protocol::MacAddr;
 use flexvf_protocol::stats_page::Direction;
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::Pid;
 
 use super::port::Port;
 use super::stats::StatsPage;
@@ -66,7 +68,8 @@ pub(super) struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Starts the thread of a queue pair, and returns once it has its port.
+    /// Starts the thread of a queue pair, and returns once it has its processor and its port: what
+    /// it needs of the system it has by then.
     pub(super) fn spawn(
         pair: usize,
         port: Box<dyn Port>,
@@ -76,9 +79,18 @@ impl WorkerHandle {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let (orders, inbox) = channel();
         let worker = Worker::new(pair, port, page, tuning, inbox, Arc::clone(&wake))?;
-        let thread = std::thread::Builder::new()
-            .name(format!("queue-{pair}"))
-            .spawn(move || worker.run())?;
+        let cpu = tuning.cpu(pair);
+        let (report, pinned) = sync_channel(1);
+        let run = move || {
+            let done = cpu.map_or(Ok(()), pin);
+            let goes_on = done.is_ok();
+            let _ = report.send(done);
+            if goes_on {
+                worker.run();
+            }
+        };
+        let thread = std::thread::Builder::new().name(format!("queue-{pair}")).spawn(run)?;
+        pinned.recv().map_err(io::Error::other)??;
         let handle = Self { pair, orders, wake, thread: Some(thread) };
         handle.order(Order::Ready).map_err(io::Error::other)?;
         Ok(handle)
@@ -92,6 +104,13 @@ impl WorkerHandle {
         self.wake.write(1).map_err(|_| lost())?;
         answer.recv_timeout(ORDER_DEADLINE).map_err(|_| lost())
     }
+}
+
+/// Keeps the calling thread on one processor.
+fn pin(cpu: usize) -> io::Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &cpus)?)
 }
 
 impl Drop for WorkerHandle {
