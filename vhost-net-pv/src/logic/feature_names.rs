@@ -53,8 +53,8 @@ pub const FEATURES: [Feature; 24] = [
 
 const PROTOCOL_FEATURES: u32 = 30;
 const VHOST_F_LOG_ALL: u32 = 26;
-/// Between front-end and backend: guests see none of it.
-const NOT_THE_GUESTS: u64 = 1 << PROTOCOL_FEATURES | 1 << VHOST_F_LOG_ALL;
+/// Between front-end and backend: guests see none of it, and every set has it.
+pub const NOT_THE_GUESTS: u64 = 1 << PROTOCOL_FEATURES | 1 << VHOST_F_LOG_ALL;
 const CSUM: &[u32] = &[net::VIRTIO_NET_F_CSUM];
 const GUEST_CSUM: &[u32] = &[net::VIRTIO_NET_F_GUEST_CSUM];
 const HOST_TSO: &[u32] = &[net::VIRTIO_NET_F_HOST_TSO4, net::VIRTIO_NET_F_HOST_TSO6];
