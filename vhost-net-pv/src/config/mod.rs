@@ -139,6 +139,9 @@ pub struct PortArgs {
     /// No interface: swallow every frame (null) or give it back (loopback)
     #[arg(long, value_name = "KIND", group = "frames")]
     pub port: Option<TestPort>,
+    /// How frames are read from and written to a TAP
+    #[arg(long, value_name = "METHOD", default_value = "auto")]
+    pub io: Method,
     /// Queue pairs offered to the guest
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=MAX_QUEUE_PAIRS as i64))]
@@ -152,6 +155,18 @@ pub enum TestPort {
     Null,
     /// Gives every frame back.
     Loopback,
+}
+
+/// How frames are read from and written to a TAP.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Method {
+    /// A batch in one call, where the kernel allows io_uring; a frame in one call otherwise.
+    #[default]
+    Auto,
+    /// io_uring, or an error.
+    Uring,
+    /// A frame in one call.
+    Plain,
 }
 
 /// On or off.

@@ -6,7 +6,7 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use anyhow::{Context, bail};
 
-use super::{FeaturesArgs, PortArgs, ServeArgs, Switch, TestPort};
+use super::{FeaturesArgs, Method, PortArgs, ServeArgs, Switch, TestPort};
 use crate::FrontEnds;
 use crate::io::netdev::Netdev;
 use crate::io::port::{IoMethod, Loopback, Null, Port, Tap, TapOptions};
@@ -116,7 +116,9 @@ impl FeaturesArgs {
         let queue_pairs = self.port.queue_pairs();
         let ports = match self.port.is_named() {
             true => self.port.open()?,
-            false => named_tap(PROBE_TAP, queue_pairs)
+            false => self
+                .port
+                .named_tap(PROBE_TAP)
                 .context("name a port (--tap NAME or --port KIND), or be root")?,
         };
         let offered = features::offered(queue_pairs, ports.offloads);
@@ -145,13 +147,18 @@ impl PortArgs {
         match (&self.tap, self.port) {
             (None, Some(kind)) => self.test_ports(kind),
             (Some(name), None) => {
-                Ok(Ports { interface: Some(name.clone()), ..named_tap(name, self.queue_pairs())? })
+                Ok(Ports { interface: Some(name.clone()), ..self.named_tap(name)? })
             }
             _ if self.tap_fd.is_empty() => {
                 bail!("say where frames go: --tap NAME, --tap-fd N,… or --port KIND")
             }
             _ => self.given_taps(),
         }
+    }
+
+    fn named_tap(&self, name: &str) -> anyhow::Result<Ports> {
+        let (queues, io) = (self.queue_pairs(), self.io.into());
+        Ok(Ports::of_taps(Tap::open(&TapOptions { name: name.to_owned(), queues, io })?))
     }
 
     fn given_taps(&self) -> anyhow::Result<Ports> {
@@ -163,7 +170,7 @@ impl PortArgs {
             );
         }
         let open = |number: &RawFd| {
-            Tap::from_fd(take(*number)?, IoMethod::Auto)
+            Tap::from_fd(take(*number)?, self.io.into())
                 .with_context(|| format!("--tap-fd {number}"))
         };
         let taps = self.tap_fd.iter().map(open).collect::<Result<_, _>>()?;
@@ -191,9 +198,14 @@ impl Ports {
     }
 }
 
-fn named_tap(name: &str, queues: usize) -> anyhow::Result<Ports> {
-    let options = TapOptions { name: name.to_owned(), queues, io: IoMethod::Auto };
-    Ok(Ports::of_taps(Tap::open(&options)?))
+impl From<Method> for IoMethod {
+    fn from(method: Method) -> Self {
+        match method {
+            Method::Auto => Self::Auto,
+            Method::Uring => Self::Uring,
+            Method::Plain => Self::Plain,
+        }
+    }
 }
 
 fn boxed(port: impl Port + 'static) -> Box<dyn Port> {

@@ -16,6 +16,8 @@ pub struct Rates {
     pub mbit: f64,
     /// Frames dropped a second.
     pub drops: f64,
+    /// Times a second that a rate limit made frames wait.
+    pub throttled: f64,
     /// Kicks taken a second.
     pub kicks: f64,
     /// Interrupts sent a second.
@@ -77,6 +79,7 @@ fn rates(change: &[u64; Counter::ALL.len()], seconds: f64) -> Rates {
         segments: count(Counter::Segments) / seconds,
         mbit: count(Counter::Bytes) * 8.0 / 1e6 / seconds,
         drops: DROPS.into_iter().map(count).sum::<f64>() / seconds,
+        throttled: count(Counter::Throttled) / seconds,
         kicks: count(Counter::Kicks) / seconds,
         interrupts: count(Counter::Interrupts) / seconds,
         batch: if batches > 0.0 { frames / batches } else { 0.0 },

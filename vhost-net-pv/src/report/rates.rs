@@ -7,11 +7,12 @@ use flexvf_protocol::stats_page::Snapshot;
 use super::{direction_name, state};
 use crate::logic::rates::{Rates, between};
 
-const COLUMNS: [(&str, &str, usize); 8] = [
+const COLUMNS: [(&str, &str, usize); 9] = [
     ("frames/s", "frames_per_s", 0),
     ("segments/s", "segments_per_s", 0),
     ("Mbit/s", "mbit_per_s", 1),
     ("drops/s", "drops_per_s", 0),
+    ("throttled/s", "throttled_per_s", 0),
     ("kicks/s", "kicks_per_s", 0),
     ("interrupts/s", "interrupts_per_s", 0),
     ("frames/batch", "frames_per_batch", 1),
@@ -81,6 +82,7 @@ const fn values(rates: &Rates) -> [f64; COLUMNS.len()] {
         rates.segments,
         rates.mbit,
         rates.drops,
+        rates.throttled,
         rates.kicks,
         rates.interrupts,
         rates.batch,
@@ -140,12 +142,12 @@ mod tests {
             rates_table(&before, &after, 2.0),
             "\
 process 4711, front-end connected; 3 connections, 0 refused; 2.0 s
-ring       frames/s   segments/s       Mbit/s      drops/s      kicks/s interrupts/s frames/batch       full %
-rx0               0            0          0.0            2            0            0          0.0         25.0
-tx0         1000000      1250000       1000.0            5           45            0         32.0          0.0
-rx1               0            0          0.0            0            0          500          0.0          1.0
-tx1               0            0          0.0            0            0            0          0.0          0.0
-all         1000000      1250000       1000.0            7           45          500         32.0         25.0
+ring       frames/s   segments/s       Mbit/s      drops/s  throttled/s      kicks/s interrupts/s frames/batch       full %
+rx0               0            0          0.0            2            0            0            0          0.0         25.0
+tx0         1000000      1250000       1000.0            5            0           45            0         32.0          0.0
+rx1               0            0          0.0            0            0            0          500          0.0          1.0
+tx1               0            0          0.0            0            0            0            0          0.0          0.0
+all         1000000      1250000       1000.0            7            0           45          500         32.0         25.0
 "
         );
     }

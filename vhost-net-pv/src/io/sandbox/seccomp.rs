@@ -20,6 +20,7 @@ use seccompiler::{
 };
 
 use super::Needs;
+use crate::io::sys;
 
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURE: TargetArch = TargetArch::x86_64;
@@ -54,6 +55,9 @@ fn allowed(needs: &Needs) -> Result<Rules, BackendError> {
     only(&mut rules, libc::SYS_prctl, 0, Eq, &[libc::PR_SET_NAME.into()])?;
     // abort() signals itself, and nobody else.
     only(&mut rules, libc::SYS_tgkill, 0, Eq, &[std::process::id().into()])?;
+    // Lets go of a TAP at once; rings cannot be made or changed any more.
+    let unregister = i64::from(sys::UNREGISTER_FILES);
+    only(&mut rules, libc::SYS_io_uring_register, 1, Eq, &[unregister])?;
     if needs.connect.is_some() {
         only(&mut rules, libc::SYS_socket, 0, Eq, &[libc::AF_UNIX.into()])?;
         rules.insert(libc::SYS_connect, Vec::new());
