@@ -13,6 +13,8 @@
 //! | `io::worker` | one queue pair's thread, with `io::tx` and `io::rx` |
 //! | [`io::port`] | TAP, loopback, null |
 //! | [`io::stats`] | the counters' file |
+//! | [`io::sandbox`] | what a device that runs can give up |
+//! | [`config`], [`report`], [`io::systemd`] | the program's: its options, what it prints, its manager |
 //!
 //! The library installs no logger, and no signal handler unless asked to ([`survive_cut_memory`]);
 //! a program may run several devices. [`Device`] is where to start:
@@ -20,6 +22,7 @@
 //! ```no_run
 //! use vhost_net_pv::io::port::{IoMethod, Port, Tap, TapOptions};
 //! use vhost_net_pv::io::stats::StatsPage;
+//! use vhost_net_pv::logic::features::DEFAULT_MASK;
 //! use vhost_net_pv::{Device, DeviceParts, FrontEnds, Stopper, Tuning};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -29,7 +32,7 @@
 //! let mut device = Device::new(DeviceParts {
 //!     ports,
 //!     offloads,
-//!     features: u64::MAX,
+//!     features: DEFAULT_MASK,
 //!     tuning: Tuning::default(),
 //!     stats: StatsPage::private(1)?,
 //!     set_mtu: Box::new(|_mtu| Ok(())),

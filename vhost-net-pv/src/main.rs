@@ -1,26 +1,34 @@
-//! The `vhost-net-pv` program: parses, starts logging, serves until a signal.
+//! The `vhost-net-pv` program: parses, runs the task, tells how it ended.
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, Write, stdout};
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
-use nix::sys::signal::{SigSet, Signal};
-use tracing_subscriber::EnvFilter;
-use vhost_net_pv::config::{Cli, ServeArgs, Task};
-use vhost_net_pv::{Stopper, io, report};
+use vhost_net_pv::config::{Cli, FeaturesArgs, ServeArgs, Task};
+use vhost_net_pv::{io, report};
+
+mod serve;
+mod watch;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
-        Some(Task::Stats { file, json }) => io::stats::read(&file).map(|page| match json {
-            true => println!("{}", report::json(&page)),
-            false => print!("{}", report::table(&page)),
-        }),
+        Some(Task::Stats { file, json, watch: Some(every) }) => watch::watch(&file, json, every),
+        Some(Task::Stats { file, json, watch: None }) => {
+            io::stats::read(&file).and_then(|page| match json {
+                true => print(&format!("{}\n", report::json(&page))),
+                false => print(&report::table(&page)),
+            })
+        }
+        Some(Task::Features(arguments)) => tell_features(&arguments),
+        // The word of QEMU's docs/interop/vhost-user.rst, "Backend program conventions".
+        None if cli.serve.print_capabilities => print("{\n  \"type\": \"net\"\n}\n"),
         None => serve(&cli.serve),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        // Who reads us has read enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vhost-net-pv: {error:#}");
             ExitCode::FAILURE
@@ -29,26 +37,25 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
-    let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(level))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    // Blocked before the first thread starts, so that no thread but ours is interrupted.
-    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
-    signals.thread_block().context("cannot block signals")?;
-    vhost_net_pv::survive_cut_memory().context("cannot handle SIGBUS")?;
-    let (mut device, front_ends) = arguments.open()?;
-    let stopper = Stopper::new().context("cannot make an event descriptor")?;
-    let at_signal = stopper.clone();
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            let _ = signals.wait();
-            at_signal.stop();
-        })
-        .context("cannot start a thread")?;
-    tracing::info!("ready");
-    device.serve(front_ends, &stopper).context("cannot accept front-ends")
+    serve::start_logging();
+    serve::serve(arguments)
+}
+
+fn tell_features(arguments: &FeaturesArgs) -> anyhow::Result<()> {
+    let probed = arguments.probe()?;
+    print(&match arguments.json {
+        true => report::features_json(probed.offered, probed.chosen),
+        false => report::features_table(probed.offered, probed.chosen),
+    })
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<std::io::Error>();
+    cause.is_some_and(|cause| cause.kind() == ErrorKind::BrokenPipe)
 }

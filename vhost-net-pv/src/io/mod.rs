@@ -9,10 +9,12 @@ pub mod port;
 mod regions;
 mod ring_state;
 mod rx;
+pub mod sandbox;
 pub mod server;
 mod session;
 pub mod stats;
 mod sys;
+pub mod systemd;
 mod tx;
 mod worker;
 

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use flexvf_protocol::MacAddr;
 use flexvf_protocol::stats_page::Direction;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::Pid;
 
 use super::port::Port;
 use super::regions::GuestMemory;
@@ -74,7 +76,8 @@ pub(super) struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Starts the thread of a queue pair, and returns once it has its port.
+    /// Starts the thread of a queue pair, and returns once it has its processor and its port: what
+    /// it needs of the system it has by then.
     pub(super) fn spawn(
         pair: usize,
         port: Box<dyn Port>,
@@ -84,9 +87,18 @@ impl WorkerHandle {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let (orders, inbox) = channel();
         let worker = Worker::new(pair, port, page, tuning, inbox, Arc::clone(&wake))?;
-        let thread = std::thread::Builder::new()
-            .name(format!("queue-{pair}"))
-            .spawn(move || worker.run())?;
+        let cpu = tuning.cpu(pair);
+        let (report, pinned) = sync_channel(1);
+        let run = move || {
+            let done = cpu.map_or(Ok(()), pin);
+            let goes_on = done.is_ok();
+            let _ = report.send(done);
+            if goes_on {
+                worker.run();
+            }
+        };
+        let thread = std::thread::Builder::new().name(format!("queue-{pair}")).spawn(run)?;
+        pinned.recv().map_err(io::Error::other)??;
         let handle = Self { pair, orders, wake, thread: Some(thread), calls: Mutex::default() };
         handle.order(Order::Ready).map_err(io::Error::other)?;
         Ok(handle)
@@ -106,6 +118,13 @@ impl WorkerHandle {
         *calls = calls_then;
         Ok(answer)
     }
+}
+
+/// Keeps the calling thread on one processor.
+fn pin(cpu: usize) -> io::Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &cpus)?)
 }
 
 /// The interrupts' descriptors that a worker is using.

@@ -119,7 +119,8 @@ pub struct DeviceParts {
     pub ports: Vec<Box<dyn Port>>,
     /// What those ports can hand out unfinished.
     pub offloads: Offloads,
-    /// Virtio features that may be offered, as a mask; [`u64::MAX`] for all that there are.
+    /// Virtio features that may be offered, as a mask: [`features::DEFAULT_MASK`] for all that
+    /// make sense unasked.
     pub features: u64,
     /// How the queues are served.
     pub tuning: Tuning,
@@ -133,6 +134,7 @@ pub struct DeviceParts {
 pub struct Device {
     backend: Arc<Mutex<Backend>>,
     stats: StatsPage,
+    observer: Box<dyn FnMut(bool) + Send>,
 }
 
 impl Device {
@@ -141,13 +143,18 @@ impl Device {
     /// # Errors
     /// The system gives no thread or descriptor.
     pub fn new(parts: DeviceParts) -> io::Result<Self> {
-        let stats = parts.stats;
+        let DeviceParts { stats, tuning, .. } = parts;
         let offered = features::offered(parts.ports.len(), parts.offloads) & parts.features;
-        let spawn = |(pair, port)| WorkerHandle::spawn(pair, port, &stats, &parts.tuning);
+        let spawn = |(pair, port)| WorkerHandle::spawn(pair, port, &stats, &tuning);
         let workers: Arc<[WorkerHandle]> =
             parts.ports.into_iter().enumerate().map(spawn).collect::<io::Result<_>>()?;
         let backend = Backend::new(workers, offered, parts.set_mtu)?;
-        Ok(Self { backend: Arc::new(Mutex::new(backend)), stats })
+        Ok(Self { backend: Arc::new(Mutex::new(backend)), stats, observer: Box::new(drop) })
+    }
+
+    /// Has `observer` told whenever a front-end has come (true) or gone (false).
+    pub fn on_front_end(&mut self, observer: impl FnMut(bool) + Send + 'static) {
+        self.observer = Box::new(observer);
     }
 
     /// Serves front-ends until stopped, or until the only one has gone.
@@ -158,8 +165,10 @@ impl Device {
         let served = match front_ends {
             FrontEnds::Listen(listener, path) => {
                 let served = self.serve_listener(&listener, stopper);
-                if let Some(path) = path {
-                    let _ = fs::remove_file(path);
+                if let Some(path) = path
+                    && let Err(error) = fs::remove_file(&path)
+                {
+                    warn!(%error, "the socket's file {} stays behind", path.display());
                 }
                 served
             }
@@ -210,6 +219,7 @@ impl Device {
     fn serve_one(&mut self, stream: UnixStream, stopper: &Stopper) -> End {
         self.stats.increment(Header::Connections);
         self.stats.set(Header::Connected, 1);
+        (self.observer)(true);
         info!("front-end connected");
         let backend = Arc::clone(&self.backend);
         let end = match Connection::new(stream, backend, stopper.0.as_fd()) {
@@ -217,6 +227,7 @@ impl Device {
             Err(error) => End::Socket(error),
         };
         self.stats.set(Header::Connected, 0);
+        (self.observer)(false);
         if end.is_refusal() {
             self.stats.increment(Header::Refused);
             warn!("{end}");

@@ -1,7 +1,7 @@
 //! Which virtio and vhost-user features are offered, and what the accepted ones mean here.
 //!
 //! Left out on purpose: the control queue and everything that travels on it (QEMU serves it
-//! itself), STANDBY (QEMU passes it to the guest without asking the backend), the packed ring.
+//! itself), the packed ring.
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1};
@@ -10,7 +10,11 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 /// Layout of descriptors is free (virtio 1.0, section 6.3); virtio-bindings calls it differently
 /// in different versions.
-const VIRTIO_F_ANY_LAYOUT: u32 = 27;
+pub(super) const VIRTIO_F_ANY_LAYOUT: u32 = 27;
+
+/// All but STANDBY. QEMU passes that one to the guest by itself when it is told to make a failover
+/// pair; a front-end that hands on everything would make one unasked.
+pub const DEFAULT_MASK: u64 = !(1 << net::VIRTIO_NET_F_STANDBY);
 
 /// What frames a port may hand to the guest unfinished: checksum or segmentation left to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -75,6 +79,7 @@ pub fn offered(queue_pairs: usize, port: Offloads) -> u64 {
             net::VIRTIO_NET_F_HOST_TSO4,
             net::VIRTIO_NET_F_HOST_TSO6,
             net::VIRTIO_NET_F_HOST_ECN,
+            net::VIRTIO_NET_F_STANDBY,
         ],
     );
     offer(queue_pairs > 1, &[net::VIRTIO_NET_F_MQ]);

@@ -3,11 +3,14 @@
 pub mod busy_poll;
 pub mod chain;
 pub mod counters;
+pub mod cpu_list;
+pub mod feature_names;
 pub mod features;
 pub mod gate;
 pub mod memory;
 pub mod net_header;
 pub mod rarp;
+pub mod rates;
 pub mod ring;
 pub mod token_bucket;
 pub mod tuning;

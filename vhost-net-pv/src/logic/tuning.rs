@@ -18,6 +18,13 @@ pub struct Tuning {
     pub cpus: Vec<usize>,
 }
 
+impl Tuning {
+    /// The processor of a queue pair's thread, if it shall stay on one.
+    pub fn cpu(&self, pair: usize) -> Option<usize> {
+        self.cpus.get(pair.checked_rem(self.cpus.len())?).copied()
+    }
+}
+
 /// The most that a queue may carry; `None`: as much as goes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limit {
@@ -25,4 +32,19 @@ pub struct Limit {
     pub packets: Option<NonZeroU64>,
     /// Bits of frames per second, Ethernet header included, preamble and FCS not.
     pub bits: Option<NonZeroU64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_are_used_again_from_the_first() {
+        let cpus = |cpus: &[usize]| {
+            let tuning = Tuning { cpus: cpus.to_vec(), ..Tuning::default() };
+            [0, 1, 2].map(|pair| tuning.cpu(pair))
+        };
+        assert_eq!(cpus(&[4, 6]), [Some(4), Some(6), Some(4)]);
+        assert_eq!(cpus(&[]), [None; 3]);
+    }
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test program uses its part of it")]
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -36,18 +37,34 @@ pub(crate) struct Backend {
 
 impl Backend {
     pub(crate) fn start(port: &str, queues: u16) -> Self {
+        Self::start_with(&["--port", port, "--queues", &queues.to_string()])
+    }
+
+    /// Starts it with options besides the socket and the stats page.
+    pub(crate) fn start_with(options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let log = File::create(folder.path().join("log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_vhost-net-pv"))
             .arg("--socket")
             .arg(folder.path().join("socket"))
             .arg("--stats")
             .arg(folder.path().join("stats"))
-            .args(["--port", port, "--queues", &queues.to_string()])
+            .args(options)
+            .stderr(log)
             .spawn()
             .unwrap();
         let backend = Self { child, folder };
-        backend.until("it listens", || backend.socket().exists());
+        backend.until("it is ready", || backend.log().contains(" ready"));
         backend
+    }
+
+    /// What it has said so far.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -65,7 +82,7 @@ impl Backend {
     pub(crate) fn until(&self, what: &str, holds: impl Fn() -> bool) {
         let deadline = Instant::now() + DEADLINE;
         while !holds() {
-            assert!(Instant::now() < deadline, "never happened: {what}");
+            assert!(Instant::now() < deadline, "never happened: {what}; log:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -43,6 +43,14 @@ pub enum TapError {
     /// A descriptor given is no TAP, or one of the wrong kind.
     #[error("descriptor given as TAP is not one with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR")]
     Kind,
+    /// io_uring was asked for and is not to be had.
+    #[error("TAP {name}: no io_uring here: {cause}")]
+    Uring {
+        /// Name of the interface.
+        name: String,
+        /// The kernel's words.
+        cause: io::Error,
+    },
     /// The interface cannot be set up.
     #[error("cannot set up TAP {name}: {cause}")]
     SetUp {
@@ -82,6 +90,8 @@ pub enum IoMethod {
     /// io_uring where the kernel allows it.
     #[default]
     Auto,
+    /// io_uring, or there is no port.
+    Uring,
     /// `readv` and `writev`.
     Plain,
 }
@@ -168,6 +178,12 @@ impl Tap {
     }
 
     fn set_up(file: File, name: String, multi_queue: bool, io: IoMethod) -> Result<Self, TapError> {
+        // The one in use is made by its thread, which cannot say no any more.
+        if io == IoMethod::Uring
+            && let Err(cause) = sys::Uring::new(file.as_fd())
+        {
+            return Err(TapError::Uring { name, cause });
+        }
         match sys::tun_set_header_bytes(file.as_fd(), HEADER_BYTES) {
             Ok(()) => Ok(Self { file, name, multi_queue, active: true, io, uring: None }),
             Err(cause) => Err(TapError::SetUp { name, cause }),

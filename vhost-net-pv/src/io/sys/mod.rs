@@ -21,4 +21,4 @@ pub(super) use tun::{
     bridge_add, interface_mtu, interface_up, set_interface_mtu, tun_attach, tun_interface,
     tun_set_header_bytes, tun_set_offload, tun_set_queue,
 };
-pub(super) use uring::Uring;
+pub(super) use uring::{UNREGISTER_FILES, Uring};

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
 use nix::libc;
 
@@ -18,6 +19,11 @@ pub(in crate::io) const DEPTH: usize = 64;
 
 /// The only registered descriptor.
 const FILE: types::Fixed = types::Fixed(0);
+
+/// `IOSQE_FIXED_FILE` (linux/io_uring.h).
+const ON_REGISTERED_FILE: u8 = 1;
+/// `IORING_UNREGISTER_FILES` (linux/io_uring.h).
+pub(in crate::io) const UNREGISTER_FILES: u8 = 3;
 
 /// A ring of one thread's, for one descriptor.
 pub(in crate::io) struct Uring {
@@ -46,8 +52,18 @@ impl Uring {
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_submit_all()
+            .setup_r_disabled()
             .build(DEPTH as u32)?;
-        ring.submitter().register_files(&[file.as_raw_fd()])?;
+        let submitter = ring.submitter();
+        submitter.register_files(&[file.as_raw_fd()])?;
+        // No system call filter sees what goes through a ring: it can do this and no more.
+        submitter.register_restrictions(&mut [
+            Restriction::sqe_op(opcode::Readv::CODE),
+            Restriction::sqe_op(opcode::Writev::CODE),
+            Restriction::sqe_flags_required(ON_REGISTERED_FILE),
+            Restriction::register_op(UNREGISTER_FILES),
+        ])?;
+        submitter.register_enable_rings()?;
         let mut uring = Self { ring, vectors: Vec::new(), results: Vec::new() };
         uring.try_out()?;
         Ok(uring)
