@@ -14,7 +14,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileArrayRef, VolatileMemo
 
 use super::chain;
 pub use super::chain::{Access, MAX_PIECES, Malformed};
-use super::memory::{GuestSlice, Memory, Region};
+use super::memory::{Finder, GuestSlice, Memory, Region};
 
 /// Largest ring that is accepted, as in QEMU.
 pub const MAX_RING_SIZE: u16 = 1024;
@@ -69,7 +69,7 @@ pub struct IndexJump;
 
 /// A ring in use.
 pub struct Ring<'m> {
-    memory: &'m Memory,
+    finder: Finder<'m>,
     size: u16,
     event_idx: bool,
     descriptors: VolatileArrayRef<'m, Descriptor>,
@@ -108,7 +108,7 @@ impl<'m> Ring<'m> {
         let available = Part::new(memory, "available ring", layout.available, 2)?;
         let used = Part::new(memory, "used ring", layout.used, 4)?;
         Ok(Self {
-            memory,
+            finder: Finder::new(memory),
             size,
             event_idx,
             descriptors: table.array(0, count)?,
@@ -173,7 +173,7 @@ impl<'m> Ring<'m> {
         access: Access,
         pieces: &mut Vec<GuestSlice<'m>>,
     ) -> Result<usize, Malformed> {
-        chain::walk(self.memory, &self.descriptors, head, access, pieces)
+        chain::walk(&self.finder, &self.descriptors, head, access, pieces)
     }
 
     /// Takes `count` chains off the available ring.
