@@ -131,7 +131,6 @@ const ANY_ARGUMENTS: &[i64] = &[
     libc::SYS_eventfd2,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
-    libc::SYS_preadv2,
     // Kind and length of a file that stands for memory; the stats page's lock.
     libc::SYS_fstat,
     libc::SYS_fstatfs,
