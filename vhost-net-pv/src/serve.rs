@@ -61,7 +61,7 @@ fn confined(
     match given {
         Some(given) => {
             sandbox::filter_system_calls(needs).context(OTHERWISE)?;
-            info!("sandbox: {given}, system calls filtered");
+            info!("sandbox: system calls filtered, {given}");
         }
         None => warn!("sandbox off: all rights of this process are kept"),
     }
