@@ -119,7 +119,7 @@ pub struct DeviceParts {
     pub ports: Vec<Box<dyn Port>>,
     /// What those ports can hand out unfinished.
     pub offloads: Offloads,
-    /// Virtio features that may be offered, as a mask; [`u64::MAX`] for all that there are.
+    /// Virtio features that a guest may be offered, as a mask; [`u64::MAX`] for all that there are.
     pub features: u64,
     /// How the queues are served.
     pub tuning: Tuning,
@@ -142,7 +142,8 @@ impl Device {
     /// The system gives no thread or descriptor.
     pub fn new(parts: DeviceParts) -> io::Result<Self> {
         let stats = parts.stats;
-        let offered = features::offered(parts.ports.len(), parts.offloads) & parts.features;
+        let mask = parts.features | features::BACKEND_ONLY;
+        let offered = features::offered(parts.ports.len(), parts.offloads) & mask;
         let spawn = |(pair, port)| WorkerHandle::spawn(pair, port, &stats, &parts.tuning);
         let workers: Arc<[WorkerHandle]> =
             parts.ports.into_iter().enumerate().map(spawn).collect::<io::Result<_>>()?;

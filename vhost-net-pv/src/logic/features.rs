@@ -12,6 +12,12 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 /// in different versions.
 const VIRTIO_F_ANY_LAYOUT: u32 = 27;
 
+/// Features between backend and front-end, which guests never see: a front-end without the first
+/// cannot run rings, without the second it refuses to migrate.
+pub const BACKEND_ONLY: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | LOG_ALL;
+/// The front-end wants writes to guest memory marked in its log (`VHOST_F_LOG_ALL`).
+pub const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
+
 /// What frames a port may hand to the guest unfinished: checksum or segmentation left to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Offloads {
@@ -39,8 +45,7 @@ impl Offloads {
 
 /// The protocol features offered.
 ///
-/// Not LOG_SHMFD: dirty pages are not marked yet, and QEMU then refuses to migrate, rightly. Not
-/// INFLIGHT_SHMFD: chains are returned in order and before the next turn, so that after a crash the
+/// Not INFLIGHT_SHMFD: chains are returned in order and before the next turn, so that after a crash the
 /// used index in guest memory says all that the in-flight record would.
 pub fn protocol_features() -> VhostUserProtocolFeatures {
     VhostUserProtocolFeatures::MQ
@@ -50,11 +55,12 @@ pub fn protocol_features() -> VhostUserProtocolFeatures {
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
         | VhostUserProtocolFeatures::RESET_DEVICE
         | VhostUserProtocolFeatures::STATUS
+        | VhostUserProtocolFeatures::LOG_SHMFD
 }
 
 /// The virtio features offered for so many queue pairs on a port with these offloads.
 pub fn offered(queue_pairs: usize, port: Offloads) -> u64 {
-    let mut bits = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+    let mut bits = BACKEND_ONLY;
     let mut offer = |condition: bool, features: &[u32]| {
         if condition {
             bits |= features.iter().fold(0, |sum, bit| sum | 1u64 << bit);

@@ -3,6 +3,7 @@
 pub mod busy_poll;
 pub mod chain;
 pub mod counters;
+pub mod dirty_log;
 pub mod features;
 pub mod gate;
 pub mod memory;
