@@ -2,45 +2,21 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::net::UdpSocket;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use flexvf_protocol::stats_page::{Counter, Direction, Snapshot};
-use nix::sched::{CloneFlags, unshare};
 use vhost_net_pv::io::netdev::Netdev;
 use vhost_net_pv::io::port::{IoMethod, Port, Tap, TapOptions};
 use vhost_net_pv::io::stats::{self, StatsPage};
 use vhost_net_pv::{Device, DeviceParts, FrontEnds, Stopper, Tuning};
 
+use common::namespace::{in_namespace, ip};
 use common::{FrontEnd, Shared, TX_BUFFERS};
 
 mod common;
 
 const TAP: &str = "tap-test";
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// Runs a test in a namespace of its own, in a thread, since a namespace belongs to a thread.
-fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    let run = move || match unshare(CloneFlags::CLONE_NEWNET) {
-        Ok(()) => test(),
-        Err(error) => {
-            let allowed = std::env::var_os("FLEXVF_ALLOW_SKIP").is_some_and(|value| value == "1");
-            assert!(
-                allowed,
-                "no network namespace ({error}): run as root, or set FLEXVF_ALLOW_SKIP=1"
-            );
-            eprintln!("SKIPPED: no network namespace ({error})");
-        }
-    };
-    if let Err(panic) = std::thread::spawn(run).join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status();
-    assert!(status.unwrap().success(), "ip {arguments} failed");
-}
 
 /// Packets and bytes that the kernel has had from (first) and given to (second) the TAP.
 fn kernel_counters() -> [(u64, u64); 2] {

@@ -45,8 +45,15 @@ impl Offloads {
 
 /// The protocol features offered.
 ///
-/// Not INFLIGHT_SHMFD: chains are returned in order and before the next turn, so that after a crash the
-/// used index in guest memory says all that the in-flight record would.
+/// Not INFLIGHT_SHMFD. It is a record of chains that were taken but not returned, kept by the
+/// front-end for the time after a backend's crash. Here guest memory holds all of it: chains are
+/// returned in the order in which they were taken, and only once their frames have gone out, so
+/// those under way are the ones from the used index on. QEMU starts a ring there when the backend
+/// that died cannot tell its position. What a SIGKILL in mid-flood costs is therefore known, and
+/// `tests/restart.rs` holds us to it: every chain is returned exactly once; no frame whose chain was
+/// returned is lost; frames of the batch under way may go out twice, which networks are used to;
+/// frames for the guest that were taken from the port and not yet returned are lost, as in any NIC
+/// that is reset. The record could save no more than the last two.
 pub fn protocol_features() -> VhostUserProtocolFeatures {
     VhostUserProtocolFeatures::MQ
         | VhostUserProtocolFeatures::REPLY_ACK

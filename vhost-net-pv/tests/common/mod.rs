@@ -20,6 +20,7 @@ use memory::Memory;
 use testing::{BASE, Driver, WRITE};
 
 pub(crate) mod log;
+pub(crate) mod namespace;
 
 #[path = "../../src/logic/testing.rs"]
 #[allow(dead_code, reason = "shared with the unit tests, which use the rest of it")]
@@ -34,14 +35,14 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const NEED_REPLY: u32 = 8;
 /// The front-end wants writes to guest memory marked in its log.
 pub(crate) const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
-const RING_SIZE: u16 = 64;
+pub(crate) const RING_SIZE: u16 = 64;
 /// Buffers of the receive ring.
 pub(crate) const RX_BUFFERS: u64 = BASE + 0x2_0000;
 pub(crate) const RX_BUFFER: u64 = 2048;
 /// Room for frames to send.
 pub(crate) const TX_BUFFERS: u64 = BASE + 0x8_0000;
-const TX_BUFFER: u64 = 4096;
-const VIRTIO_NET_HEADER: usize = 12;
+pub(crate) const TX_BUFFER: u64 = 4096;
+pub(crate) const VIRTIO_NET_HEADER: usize = 12;
 
 /// Memory that is shared with the backend.
 pub(crate) struct Shared {
@@ -89,25 +90,32 @@ pub(crate) struct FrontEnd<'m> {
 
 impl<'m> FrontEnd<'m> {
     pub(crate) fn connect(path: &Path, shared: &'m Shared) -> Self {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            match UnixStream::connect(path) {
-                Ok(stream) => return Self::new(stream, shared),
-                Err(error) => assert!(Instant::now() < deadline, "no backend: {error}"),
-            }
-            std::thread::yield_now();
-        }
+        Self::new(connect(path), shared)
+    }
+
+    /// Goes on with another backend where the last one was when it died: at the used indices.
+    pub(crate) fn reconnect(&mut self, path: &Path) {
+        self.stream = connect(path);
+        self.stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        self.negotiate();
+        self.share_memory();
+        self.start_rings([self.rx.used_index().into(), self.tx.used_index().into()]);
     }
 
     pub(crate) fn new(stream: UnixStream, shared: &'m Shared) -> Self {
+        Self::with_rings(stream, shared, RING_SIZE)
+    }
+
+    /// A front-end whose rings have so many entries, 256 at most.
+    pub(crate) fn with_rings(stream: UnixStream, shared: &'m Shared, size: u16) -> Self {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
         let mut front_end = Self {
             accepted: 0,
             stream,
             shared,
-            rx: Driver::at(&shared.memory, RING_SIZE, BASE),
-            tx: Driver::at(&shared.memory, RING_SIZE, BASE + 0x8000),
+            rx: Driver::at(&shared.memory, size, BASE),
+            tx: Driver::at(&shared.memory, size, BASE + 0x8000),
             kicks: [event(), event()],
             calls: [event(), event()],
         };
@@ -231,7 +239,8 @@ impl<'m> FrontEnd<'m> {
         for (ring, base) in bases.into_iter().enumerate() {
             let ring_word = ring as u64;
             let in_high = |value: u64| ring_word | value << 32;
-            self.try_tell(FrontendReq::SET_VRING_NUM, &[in_high(RING_SIZE.into())], &[])?;
+            let size = [self.rx.layout, self.tx.layout][ring].size;
+            self.try_tell(FrontendReq::SET_VRING_NUM, &[in_high(size.into())], &[])?;
             self.try_tell(FrontendReq::SET_VRING_BASE, &[in_high(base)], &[])?;
             let logs = self.accepted & LOG_ALL != 0;
             self.try_tell(FrontendReq::SET_VRING_ADDR, &self.addresses(ring, logs), &[])?;
@@ -333,6 +342,17 @@ impl<'m> FrontEnd<'m> {
             assert!(Instant::now() < deadline, "ring {ring} returned nothing");
             std::thread::yield_now();
         }
+    }
+}
+
+pub(crate) fn connect(path: &Path) -> UnixStream {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => return stream,
+            Err(error) => assert!(Instant::now() < deadline, "no backend: {error}"),
+        }
+        std::thread::yield_now();
     }
 }
 

@@ -32,22 +32,34 @@ pub(crate) fn sysroot() -> Option<PathBuf> {
 pub(crate) struct Backend {
     child: Child,
     folder: TempDir,
+    arguments: Vec<String>,
 }
 
 impl Backend {
     pub(crate) fn start(port: &str, queues: u16) -> Self {
+        Self::with_arguments(&["--port", port, "--queues", &queues.to_string()])
+    }
+
+    pub(crate) fn with_arguments(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_vhost-net-pv"))
-            .arg("--socket")
-            .arg(folder.path().join("socket"))
-            .arg("--stats")
-            .arg(folder.path().join("stats"))
-            .args(["--port", port, "--queues", &queues.to_string()])
-            .spawn()
-            .unwrap();
-        let backend = Self { child, folder };
+        let arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let child = spawn(folder.path(), &arguments);
+        let backend = Self { child, folder, arguments };
         backend.until("it listens", || backend.socket().exists());
         backend
+    }
+
+    /// Ends it as a crash would, with something going on meanwhile.
+    pub(crate) fn kill_while(&mut self, mut go_on: impl FnMut()) {
+        self.child.kill().unwrap();
+        while self.child.try_wait().unwrap().is_none() {
+            go_on();
+        }
+    }
+
+    /// Starts it again after it was killed.
+    pub(crate) fn restart(&mut self) {
+        self.child = spawn(self.folder.path(), &self.arguments);
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -118,6 +130,17 @@ impl Drop for Program {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+fn spawn(folder: &Path, arguments: &[String]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_vhost-net-pv"))
+        .arg("--socket")
+        .arg(folder.join("socket"))
+        .arg("--stats")
+        .arg(folder.join("stats"))
+        .args(arguments)
+        .spawn()
+        .unwrap()
 }
 
 fn interrupt(child: &Child, signal: Signal) {
