@@ -6,6 +6,9 @@
 //! is marked *after* it was written, and always with an atomic read-modify-write: a mark that was
 //! saved because the bit looked set could be one that the front-end has just taken.
 //!
+//! A buffer that something was read into is marked when it is returned to the guest; until then its
+//! contents mean nothing to anybody.
+//!
 //! Left out: which pages are written (the pumps and the ring say so), and when to log at all (the
 //! backend decides). Pages behind the log's end are not marked; the front-end makes its log long
 //! enough, and the backend warns where it did not.
@@ -78,6 +81,14 @@ impl DirtyLog {
             bits.unwrap() & 1 << (page % 8) != 0
         };
         (0..self.end() / LOG_PAGE).filter(bit).collect()
+    }
+
+    /// Takes the marks, as a front-end does that is about to copy the pages.
+    pub(crate) fn take(&self) -> Vec<u64> {
+        let pages = self.marked();
+        let bytes = 0..self.bits.size() as u64;
+        bytes.filter_map(|byte| self.cell(byte)).for_each(|bits| bits.store(0, Ordering::SeqCst));
+        pages
     }
 }
 

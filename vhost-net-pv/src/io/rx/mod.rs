@@ -219,6 +219,9 @@ impl<'m> RxPump<'m> {
 }
 
 #[cfg(test)]
+mod marks;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::io::port::{Batch, Loopback};
