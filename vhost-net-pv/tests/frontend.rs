@@ -186,7 +186,7 @@ fn a_breach_of_the_protocol_ends_the_connection_and_nothing_else() {
     type Breach<'a> = (&'a str, u32, u32, Vec<u8>, Vec<i32>);
     let breaches: [Breach<'_>; 9] = [
         ("no such request", 4711, 0, vec![], vec![]),
-        ("not offered", FrontendReq::SET_LOG_BASE.into(), 0, vec![0; 16], vec![null]),
+        ("not offered", FrontendReq::POSTCOPY_ADVISE.into(), 0, vec![], vec![]),
         ("a reply", FrontendReq::GET_FEATURES.into(), 4, vec![], vec![]),
         ("wrong size", FrontendReq::SET_FEATURES.into(), 0, vec![0; 9], vec![]),
         ("far too long", FrontendReq::SET_MEM_TABLE.into(), 0, vec![0; 4000], vec![]),

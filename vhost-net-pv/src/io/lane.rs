@@ -4,9 +4,10 @@ use flexvf_protocol::stats_page::{Counter, Direction};
 use tracing::{debug, warn};
 
 use super::order::RingSetup;
+use super::session::SharedMemory;
 use super::stats::{RingBlock, StatsPage};
 use crate::logic::counters::RingCounters;
-use crate::logic::memory::Memory;
+use crate::logic::dirty_log::UsedLog;
 use crate::logic::ring::{Position, Ring};
 use crate::logic::token_bucket::Limiter;
 use crate::logic::tuning::Limit;
@@ -67,11 +68,11 @@ impl Lane {
     /// Resolves the ring if it is to be served.
     pub(super) fn open<'m>(
         &mut self,
-        memory: Option<&'m Memory>,
+        shared: SharedMemory<'m>,
         event_idx: bool,
     ) -> Option<Ring<'m>> {
         let served = self.served.as_mut().filter(|s| s.setup.enabled)?;
-        match Ring::new(memory?, &served.setup.layout, event_idx, served.position) {
+        match Ring::new(shared.memory?, &served.setup.layout, event_idx, served.position) {
             Ok(mut ring) => {
                 if !served.resumed {
                     // Chains are returned in order and at once, so the used index in memory tells
@@ -79,6 +80,8 @@ impl Lane {
                     ring.resume_used(ring.used_index_in_memory());
                     served.resumed = true;
                 }
+                let used_log = shared.log.zip(served.setup.used_log);
+                ring.log_used(used_log.map(|(log, address)| UsedLog::new(log, address)));
                 debug!(layout = ?served.setup.layout, position = ?ring.position(), "ring served");
                 Some(ring)
             }

@@ -3,6 +3,7 @@
 mod backend;
 pub mod gate;
 mod lane;
+mod log_map;
 pub mod netdev;
 mod order;
 pub mod port;

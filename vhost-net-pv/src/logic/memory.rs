@@ -1,18 +1,21 @@
 //! The one place that names how guest memory is mapped.
 //!
-//! Dirty logging will need another bitmap type than `()`; it changes here and nowhere else.
+//! It carries no bitmap of dirty pages: kernel writes (`readv`, io_uring) would pass it by. Who lets
+//! something write marks it in a [`DirtyLog`](super::dirty_log::DirtyLog).
 
 use std::cell::Cell;
 
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress, VolatileSlice,
+    MemoryRegionAddress, MmapRegion, VolatileSlice,
 };
 
 /// The guest's memory as the front-end has shared it.
 pub type Memory = GuestMemoryMmap<()>;
 /// One mapped region of it.
 pub type Region = GuestRegionMmap<()>;
+/// Memory of a front-end's that is not the guest's.
+pub type Map = MmapRegion<()>;
 /// A piece of guest memory that is contiguous in our address space.
 pub type GuestSlice<'m> = VolatileSlice<'m, ()>;
 
