@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use flexvf_protocol::stats_page::MAX_QUEUE_PAIRS;
 
 use crate::io::netdev::Netdev;
-use crate::io::port::{IoMethod, Loopback, Null, Port, Tap, TapOptions};
+use crate::io::port::{IoMethod, Loopback, Null, Port, Source, Tap, TapOptions};
 use crate::io::stats::StatsPage;
 use crate::io::{inherited, server::DeviceParts};
 use crate::logic::features::Offloads;
@@ -84,7 +84,8 @@ pub struct ServeArgs {
         help_heading = "Network"
     )]
     pub tap_fd: Vec<RawFd>,
-    /// No interface: swallow every frame (null) or give it back (loopback)
+    /// No interface: swallow every frame (null), give it back (loopback), or swallow all and give
+    /// frames of 64 bytes without end (source)
     #[arg(long, value_name = "KIND", group = "frames", help_heading = "Network")]
     pub port: Option<TestPort>,
     /// Make the TAP a port of this bridge
@@ -111,6 +112,8 @@ pub enum TestPort {
     Null,
     /// Gives every frame back.
     Loopback,
+    /// Swallows every frame and gives frames without end.
+    Source,
 }
 
 /// What a device's ports are, and what can be done with them.
@@ -219,6 +222,7 @@ impl ServeArgs {
         let one = |_| match kind {
             TestPort::Null => Ok(boxed(Null)),
             TestPort::Loopback => Loopback::new().map(boxed),
+            TestPort::Source => Ok(boxed(Source)),
         };
         let ports = (0..self.queues).map(one).collect::<Result<_, _>>();
         Ok(Ports {
