@@ -5,10 +5,14 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
+use vhost::vhost_user::message::FrontendReq;
 use vhost_net_pv::io::stats::StatsPage;
+use vhost_net_pv::logic::features::BACKEND_ONLY;
 
+use common::{FrontEnd, Shared};
 use program::Backend;
 
+mod common;
 mod program;
 
 fn run(arguments: &[&str]) -> Output {
@@ -42,6 +46,26 @@ fn features_that_are_printed_can_be_given_back() {
     assert_eq!(json(&again), told);
     let backend = Backend::start_with(&["--port", "null", "--queues", "2", "--features", pinned]);
     assert!(backend.end());
+}
+
+#[test]
+fn a_front_end_is_offered_what_was_pinned_and_standby_only_by_name() {
+    let offered = |set: &[&str]| {
+        let mut options = vec!["--port", "null"];
+        options.extend(set);
+        let backend = Backend::start_with(&options);
+        let shared = Shared::new();
+        let mut front_end = FrontEnd::connect(&backend.socket(), &shared);
+        let features = front_end.get(FrontendReq::GET_FEATURES);
+        assert!(backend.end());
+        features
+    };
+    let standby = 1 << 62;
+    let pinned = 1 << 15 | 1 << 32 | BACKEND_ONLY;
+    assert_eq!(offered(&["--features", "mrg_rxbuf"]), pinned);
+    assert_eq!(offered(&["--features", "mrg_rxbuf,standby"]), pinned | standby);
+    assert_eq!(offered(&["--features", "0x100008000"]), pinned);
+    assert_eq!(offered(&[]) & standby, 0);
 }
 
 #[test]
