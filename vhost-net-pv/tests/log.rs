@@ -2,20 +2,29 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
+use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 use flexvf_protocol::stats_page::Header;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use tempfile::TempDir;
 use vhost::vhost_user::message::FrontendReq;
+use vhost_net_pv::io::port::{IoMethod, Port, Tap, TapOptions};
+use vhost_net_pv::io::stats::StatsPage;
+use vhost_net_pv::{Device, DeviceParts, FrontEnds, Stopper, Tuning};
 use vm_memory::{Bytes, GuestAddress};
 
 use common::log::{Log, PAGE, USED_LOGS};
 use common::testing::WRITE;
-use common::{FrontEnd, LOG_ALL, RX_BUFFER, RX_BUFFERS, Shared, exchange};
+use common::{FrontEnd, LOG_ALL, RX_BUFFER, RX_BUFFERS, Raise, Shared, exchange};
+use namespace::{in_namespace, ip};
 use program::Backend;
 
 mod common;
+mod namespace;
 mod program;
 
 /// Pages of both used rings, as logged.
@@ -90,32 +99,63 @@ fn rings_go_on_where_they_are_when_logging_is_switched() {
     assert_eq!(bases, [240, 240]);
 }
 
-/// What a migration does: takes marks and copies pages, while frames arrive.
+/// A migration in progress: takes marks and copies pages.
+struct Migration<'m> {
+    log: Log,
+    shared: &'m Shared,
+    copy: Shared,
+}
+
+impl<'m> Migration<'m> {
+    fn begin(front_end: &mut FrontEnd<'_>, shared: &'m Shared) -> Self {
+        let log = Log::new();
+        front_end.log_on(&log);
+        Self { log, shared, copy: Shared::new() }
+    }
+
+    fn go_on(&self) {
+        for page in self.log.take().range(..0x110) {
+            let address = GuestAddress(page * PAGE);
+            let mut bytes = [0; PAGE as usize];
+            self.shared.memory.read_slice(&mut bytes, address).unwrap();
+            self.copy.memory.write_slice(&bytes, address).unwrap();
+        }
+    }
+
+    /// Goes on all the time while something else happens.
+    fn meanwhile(&self, happens: impl FnOnce()) {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    self.go_on();
+                }
+            });
+            let _done_also_by_panic = Raise(&done);
+            happens();
+        });
+    }
+
+    /// As QEMU does it: the rings are stopped, then the last marks are taken.
+    fn end(self, front_end: &mut FrontEnd<'_>) {
+        front_end.stop_ring(0);
+        front_end.stop_ring(1);
+        self.go_on();
+        let buffers = |side: &Shared| side.get(RX_BUFFERS, 64 * RX_BUFFER as usize);
+        let memory = buffers(self.shared);
+        assert!(memory.iter().any(|byte| *byte != 0));
+        assert!(memory == buffers(&self.copy), "a page was written behind its mark");
+    }
+}
+
 #[test]
 fn a_copy_made_by_the_marks_equals_the_memory() {
     let backend = Backend::start("loopback", 1);
     let shared = Shared::new();
     let mut front_end = FrontEnd::connect(&backend.socket(), &shared);
     front_end.start();
-    let log = Log::new();
-    front_end.log_on(&log);
-    let copy = Shared::new();
-    let done = AtomicBool::new(false);
-    let migrate = || {
-        for page in log.take().range(..0x110) {
-            let address = GuestAddress(page * PAGE);
-            let mut bytes = [0; PAGE as usize];
-            shared.memory.read_slice(&mut bytes, address).unwrap();
-            copy.memory.write_slice(&bytes, address).unwrap();
-        }
-    };
-    let buffers = || [&shared, &copy].map(|side| side.get(RX_BUFFERS, 64 * RX_BUFFER as usize));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                migrate();
-            }
-        });
+    let migration = Migration::begin(&mut front_end, &shared);
+    migration.meanwhile(|| {
         let mut turn = 0;
         for round in 0..400u64 {
             let frames = 1 + round % 8;
@@ -129,15 +169,101 @@ fn a_copy_made_by_the_marks_equals_the_memory() {
             }
             turn += frames;
         }
-        done.store(true, Ordering::Relaxed);
     });
-    // As at the end of a migration: the rings are stopped, then the last marks are taken.
-    front_end.stop_ring(0);
-    front_end.stop_ring(1);
-    migrate();
-    let [memory, copied] = buffers();
-    assert!(memory.iter().any(|byte| *byte != 0));
-    assert!(memory == copied, "a page was written behind its mark");
+    migration.end(&mut front_end);
+}
+
+/// A device on a TAP, in threads of this process.
+struct TapDevice {
+    socket: PathBuf,
+    stopper: Stopper,
+    thread: Option<JoinHandle<()>>,
+    _folder: TempDir,
+}
+
+impl TapDevice {
+    fn start(name: &str, io: IoMethod) -> Self {
+        let taps = Tap::open(&TapOptions { name: name.to_owned(), queues: 1, io }).unwrap();
+        let mut device = Device::new(DeviceParts {
+            offloads: taps[0].supported_offloads(),
+            ports: taps.into_iter().map(|tap| Box::new(tap) as Box<dyn Port>).collect(),
+            features: u64::MAX,
+            tuning: Tuning::default(),
+            stats: StatsPage::private(1).unwrap(),
+            set_mtu: Box::new(|_| Ok(())),
+        })
+        .unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        let front_ends = FrontEnds::listen(&socket).unwrap();
+        let stopper = Stopper::new().unwrap();
+        let stop = stopper.clone();
+        let thread = std::thread::spawn(move || device.serve(front_ends, &stop).unwrap());
+        Self { socket, stopper, thread: Some(thread), _folder: folder }
+    }
+}
+
+impl Drop for TapDevice {
+    fn drop(&mut self) {
+        self.stopper.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[test]
+fn the_kernel_writes_to_no_page_that_is_not_marked() {
+    for (name, io) in [("tap-uring", IoMethod::Auto), ("tap-plain", IoMethod::Plain)] {
+        in_namespace(move || {
+            let device = TapDevice::start(name, io);
+            ip(&format!("addr add 10.77.0.1/24 broadcast 10.77.0.255 dev {name}"));
+            ip(&format!("link set {name} up"));
+            let host = UdpSocket::bind("10.77.0.1:0").unwrap();
+            host.set_broadcast(true).unwrap();
+            let shared = Shared::new();
+            let mut front_end = FrontEnd::connect(&device.socket, &shared);
+            front_end.start();
+            let migration = Migration::begin(&mut front_end, &shared);
+            front_end.give_buffers_at(0, 48);
+            migration.meanwhile(|| {
+                for turn in 48..4000 {
+                    // Several wait at once, so that they are read at once.
+                    if turn % 8 == 0 {
+                        for seed in 0..12u64 {
+                            let frame = [(turn + seed) as u8; 1400];
+                            host.send_to(&frame, "10.77.0.255:9").unwrap();
+                        }
+                    }
+                    front_end.wait_returned(0);
+                    front_end.give_buffers_at(turn, 1);
+                }
+            });
+            migration.end(&mut front_end);
+        });
+    }
+}
+
+#[test]
+fn a_log_that_is_cut_ends_the_connection_and_nothing_else() {
+    let backend = Backend::start("loopback", 1);
+    let shared = Shared::new();
+    for round in 1..=5 {
+        let mut front_end = FrontEnd::connect(&backend.socket(), &shared);
+        front_end.start();
+        let log = Log::new();
+        front_end.log_on(&log);
+        exchange(&mut front_end, 1);
+        nix::unistd::ftruncate(&log.file, 0).unwrap();
+        front_end.give_buffers(1);
+        front_end.send_frame(&[1; 64]);
+        assert!(front_end.reply().is_err(), "still served");
+        drop(front_end);
+        backend.until("it is refused", || backend.page().header(Header::Refused) == round);
+    }
+    let mut front_end = FrontEnd::connect(&backend.socket(), &shared);
+    front_end.start();
+    exchange(&mut front_end, 1);
 }
 
 #[test]

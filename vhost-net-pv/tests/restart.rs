@@ -14,7 +14,9 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use common::testing::WRITE;
-use common::{FrontEnd, RX_BUFFER, RX_BUFFERS, Shared, TX_BUFFERS, VIRTIO_NET_HEADER, connect};
+use common::{
+    FrontEnd, RX_BUFFER, RX_BUFFERS, Raise, Shared, TX_BUFFERS, VIRTIO_NET_HEADER, connect,
+};
 use namespace::{in_namespace, ip};
 use program::Backend;
 
@@ -176,15 +178,6 @@ fn a_kill_in_mid_flood_loses_no_acknowledged_frame_and_repeats_a_batch_at_most()
         });
         judge(&guest, &counts, &killed_at);
     });
-}
-
-/// Raises a flag when it goes.
-struct Raise<'f>(&'f AtomicBool);
-
-impl Drop for Raise<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
 }
 
 /// Sends and receives until so many more frames were acknowledged.

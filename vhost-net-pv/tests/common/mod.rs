@@ -6,6 +6,7 @@ use std::io::{self, IoSlice, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -369,4 +370,13 @@ pub(crate) fn exchange(front_end: &mut FrontEnd<'_>, seed: u8) {
     let received = front_end.rx.get(RX_BUFFERS, written as usize).split_off(VIRTIO_NET_HEADER);
     assert_eq!(received, frame);
     front_end.wait_returned(1);
+}
+
+/// Raises a flag when it goes.
+pub(crate) struct Raise<'f>(pub(crate) &'f AtomicBool);
+
+impl Drop for Raise<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
