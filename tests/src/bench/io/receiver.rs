@@ -29,6 +29,7 @@ pub struct Receiver {
     kick: EventFd,
     available: u16,
     received: u64,
+    in_order: bool,
     // Kept open: the connection is the device.
     _connection: Frontend,
     _call: EventFd,
@@ -46,6 +47,7 @@ impl Receiver {
             kick,
             available: 0,
             received: 0,
+            in_order: false,
             _connection: connection.clone(),
             _call: call.try_clone()?,
         };
@@ -64,9 +66,12 @@ impl Receiver {
             return Ok(self.received);
         }
         for ahead in 0..count {
-            let slot = u64::from(self.available.wrapping_add(ahead) % RING);
-            let head: u32 = self.memory.read_obj(GuestAddress(USED + 4 + 8 * slot))?;
-            self.memory.write_obj(head as u16, GuestAddress(AVAILABLE + 4 + 2 * slot))?;
+            let slot = self.available.wrapping_add(ahead) % RING;
+            let at = u64::from(slot);
+            let head: u32 = self.memory.read_obj(GuestAddress(USED + 4 + 8 * at))?;
+            // One used entry may stand for several buffers then, and says nothing for the others.
+            let head = if self.in_order { slot } else { head as u16 };
+            self.memory.write_obj(head, GuestAddress(AVAILABLE + 4 + 2 * at))?;
         }
         self.offer(count)?;
         self.received += u64::from(count);
@@ -112,6 +117,7 @@ impl Receiver {
         ];
         let wanted = wanted.iter().fold(protocol, |sum, bit| sum | 1u64 << bit);
         let features = connection.get_features()? & wanted;
+        self.in_order = features & (1 << VIRTIO_F_IN_ORDER) != 0;
         if features & protocol != 0 {
             connection.get_protocol_features()?;
             connection.set_protocol_features(VhostUserProtocolFeatures::REPLY_ACK)?;
