@@ -1,11 +1,15 @@
 //! One direction of a queue pair: its ring, counters and limit.
 
+use std::fs::File;
+use std::sync::Arc;
+
 use flexvf_protocol::stats_page::{Counter, Direction};
 use tracing::{debug, warn};
 
 use super::order::RingSetup;
 use super::session::SharedMemory;
 use super::stats::{RingBlock, StatsPage};
+use super::tx;
 use crate::logic::counters::RingCounters;
 use crate::logic::dirty_log::UsedLog;
 use crate::logic::ring::{Position, Ring};
@@ -39,6 +43,15 @@ impl Lane {
         let position =
             Position { next_available: setup.next_available, next_used: setup.next_available };
         self.served = Some(Served { setup, position, resumed: false });
+        self.interrupt();
+    }
+
+    /// Learns how to interrupt the guest.
+    pub(super) fn set_call(&mut self, call: Option<Arc<File>>) {
+        if let Some(served) = &mut self.served {
+            served.setup.call = call;
+        }
+        self.interrupt();
     }
 
     /// Gives the ring up; returns its next available index.
@@ -63,6 +76,14 @@ impl Lane {
     pub(super) fn charge(&mut self, before: (u64, u64)) {
         let (packets, bytes) = self.handled();
         self.limiter.charge(packets.wrapping_sub(before.0), bytes.wrapping_sub(before.1));
+    }
+
+    /// Interrupts the guest unasked. What it waits for may have happened already: it was returned by a
+    /// backend that then was killed, or before the descriptor came, which QEMU sends after the ring
+    /// was started. With event indices nothing would ever tell the guest.
+    fn interrupt(&mut self) {
+        let call = self.served.as_ref().and_then(|served| served.setup.call.as_deref());
+        tx::interrupt(&mut self.counters, call);
     }
 
     /// Resolves the ring if it is to be served.

@@ -126,11 +126,7 @@ impl Worker {
                 }
                 self.take_part();
             }
-            Order::Call(direction, call) => {
-                if let Some(served) = &mut self.lane(direction).served {
-                    served.setup.call = call;
-                }
-            }
+            Order::Call(direction, call) => self.lane(direction).set_call(call),
             Order::Log(log) => self.log = log,
             Order::UsedLog(direction, address) => {
                 if let Some(served) = &mut self.lane(direction).served {
