@@ -1,11 +1,16 @@
-//! The few calls that need `unsafe`: being told to stop, and not leaving children behind.
+//! The few calls that need `unsafe`: being told to stop, not leaving children behind, and what a
+//! benchmark's floors ask of the kernel.
 
-#![expect(unsafe_code, reason = "signal handlers and pre-exec hooks")]
+#![expect(unsafe_code, reason = "signal handlers, pre-exec hooks, ioctls, io_uring")]
 
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use io_uring::{IoUring, opcode, types};
+use nix::libc;
 use nix::sys::prctl;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::time::{ClockId, clock_gettime};
@@ -43,4 +48,94 @@ pub fn tie_to_this_thread(command: &mut Command) -> &mut Command {
 pub fn monotonic_us() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map_or(0, |time| time.tv_sec() as u64 * 1_000_000 + time.tv_nsec() as u64 / 1000)
+}
+
+/// Attaches `/dev/net/tun`'s descriptor to a TAP whose frames have a virtio-net header, and of which
+/// nothing but a checksum is left to finish.
+pub fn attach_tap(tun: BorrowedFd<'_>, name: &str, header_bytes: usize) -> io::Result<()> {
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru {
+            ifru_flags: (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short,
+        },
+    };
+    // The last byte stays zero.
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = from as libc::c_char;
+    }
+    // SAFETY: the descriptor is open and the kernel only reads the ifreq, which outlives the call.
+    unsafe { ioctls::attach(tun.as_raw_fd(), &raw const request) }?;
+    // SAFETY: the argument is a number; no memory is involved.
+    unsafe { ioctls::set_offload(tun.as_raw_fd(), libc::TUN_F_CSUM as libc::c_int) }?;
+    let header_bytes = libc::c_int::try_from(header_bytes).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads one int that outlives the call.
+    unsafe { ioctls::set_header(tun.as_raw_fd(), &raw const header_bytes) }?;
+    Ok(())
+}
+
+mod ioctls {
+    use nix::libc;
+    nix::ioctl_write_ptr_bad!(attach, libc::TUNSETIFF, libc::ifreq);
+    nix::ioctl_write_int_bad!(set_offload, libc::TUNSETOFFLOAD);
+    nix::ioctl_write_ptr_bad!(set_header, libc::TUNSETVNETHDRSZ, libc::c_int);
+}
+
+/// What [`Batches`] do with their buffers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transfer {
+    /// Fill them from the descriptor.
+    Read,
+    /// Write them to it.
+    Write,
+}
+
+/// Reads or writes of one descriptor by io_uring, as many at once as there are buffers.
+pub struct Batches {
+    ring: IoUring,
+    /// Leaked, so that no request that is under way ever finds them gone.
+    buffers: Vec<*mut [u8]>,
+    transfer: Transfer,
+}
+
+impl Batches {
+    /// For one thread: only the one that makes it may run it.
+    pub fn new(
+        file: BorrowedFd<'_>,
+        transfer: Transfer,
+        count: usize,
+        content: &[u8],
+    ) -> io::Result<Self> {
+        let entries = u32::try_from(count).map_err(io::Error::other)?;
+        let ring = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(entries)?;
+        ring.submitter().register_files(&[file.as_raw_fd()])?;
+        let buffer = || Box::into_raw(content.to_vec().into_boxed_slice());
+        Ok(Self { ring, buffers: (0..count).map(|_| buffer()).collect(), transfer })
+    }
+
+    /// One batch; returns how many of its transfers succeeded, once all have ended.
+    pub fn run(&mut self) -> io::Result<u64> {
+        let file = types::Fixed(0);
+        for buffer in &self.buffers {
+            let (at, length) = (buffer.cast::<u8>(), buffer.len() as u32);
+            let entry = match self.transfer {
+                Transfer::Read => opcode::Read::new(file, at, length).build(),
+                Transfer::Write => opcode::Write::new(file, at, length).build(),
+            };
+            // SAFETY: the buffer is never freed, is as long as said, and only the kernel uses it
+            // from here on; the file's index is the one that was registered.
+            unsafe { self.ring.submission().push(&entry) }.map_err(io::Error::other)?;
+        }
+        let (mut ended, mut good) = (0, 0);
+        while ended < self.buffers.len() {
+            match self.ring.submit_and_wait(self.buffers.len() - ended) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
+            for completion in self.ring.completion() {
+                ended += 1;
+                good += u64::from(completion.result() > 0);
+            }
+        }
+        Ok(good)
+    }
 }

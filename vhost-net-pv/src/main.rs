@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Write, stdout};
 use std::process::ExitCode;
 
 use clap::Parser;
-use vhost_net_pv::config::{Cli, FeaturesArgs, ServeArgs, Task};
+use vhost_net_pv::config::{Cli, FeaturesArgs, Task};
 use vhost_net_pv::{io, report};
 
 mod serve;
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         Some(Task::Features(arguments)) => tell_features(&arguments),
         // The word of QEMU's docs/interop/vhost-user.rst, "Backend program conventions".
         None if cli.serve.print_capabilities => print("{\n  \"type\": \"net\"\n}\n"),
-        None => serve(&cli.serve),
+        None => serve::serve(&cli.serve),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -34,11 +34,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
-    serve::start_logging();
-    serve::serve(arguments)
 }
 
 fn tell_features(arguments: &FeaturesArgs) -> anyhow::Result<()> {

@@ -12,18 +12,9 @@ use vhost_net_pv::io::sandbox::{self, Needs};
 use vhost_net_pv::io::systemd::Notifier;
 use vhost_net_pv::{Device, Stopper};
 
-/// Logs go to standard error, as verbose as the environment says.
-pub(crate) fn start_logging() {
-    let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(level))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-}
-
 /// Serves until a signal, or until the only front-end has gone.
 pub(crate) fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
+    start_logging();
     // Blocked before the first thread starts, so that no thread but ours is interrupted.
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block().context("cannot block signals")?;
@@ -61,7 +52,7 @@ fn confined(
     match given {
         Some(given) => {
             sandbox::filter_system_calls(needs).context(OTHERWISE)?;
-            info!("sandbox: {given}, system calls filtered");
+            info!("sandbox: system calls filtered, {given}");
         }
         None => warn!("sandbox off: all rights of this process are kept"),
     }
@@ -80,4 +71,14 @@ fn stop_at(signals: SigSet, stopper: Stopper, notifier: Arc<Notifier>) -> std::i
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(wait)?;
     Ok(())
+}
+
+/// Logs go to standard error, as verbose as the environment says.
+fn start_logging() {
+    let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(level))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
 }

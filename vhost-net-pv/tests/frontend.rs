@@ -17,6 +17,7 @@ use vhost_net_pv::io::port::{Loopback, Port};
 use vhost_net_pv::io::stats::{self, StatsPage};
 use vhost_net_pv::logic::features::Offloads;
 use vhost_net_pv::{Device, DeviceParts, FrontEnds, Stopper, Tuning};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use common::testing::NEXT;
 use common::{FrontEnd, Shared, TX_BUFFERS};
@@ -186,7 +187,7 @@ fn a_breach_of_the_protocol_ends_the_connection_and_nothing_else() {
     type Breach<'a> = (&'a str, u32, u32, Vec<u8>, Vec<i32>);
     let breaches: [Breach<'_>; 9] = [
         ("no such request", 4711, 0, vec![], vec![]),
-        ("not offered", FrontendReq::SET_LOG_BASE.into(), 0, vec![0; 16], vec![null]),
+        ("not offered", FrontendReq::POSTCOPY_ADVISE.into(), 0, vec![], vec![]),
         ("a reply", FrontendReq::GET_FEATURES.into(), 4, vec![], vec![]),
         ("wrong size", FrontendReq::SET_FEATURES.into(), 0, vec![0; 9], vec![]),
         ("far too long", FrontendReq::SET_MEM_TABLE.into(), 0, vec![0; 4000], vec![]),
@@ -269,6 +270,27 @@ fn a_ring_goes_on_where_it_was_stopped() {
     front_end.start_rings(bases);
     front_end.give_buffers(1);
     assert_eq!(front_end.receive_frame_at(3), [9; 64]);
+}
+
+#[test]
+fn a_guest_that_may_have_missed_an_interrupt_gets_one_when_its_rings_start() {
+    let backend = Backend::start();
+    let shared = Shared::new();
+    let mut front_end = FrontEnd::connect(&backend.socket(), &shared);
+    let features = front_end.negotiate();
+    assert_ne!(features & 1 << VIRTIO_RING_F_EVENT_IDX, 0);
+    front_end.share_memory();
+    for _kill in 0..2 {
+        front_end.start_rings([0, 0]);
+        // Asked last, and answered when all before is in force.
+        front_end.get(FrontendReq::GET_FEATURES);
+        // No chain has moved, so nothing else can be the reason; QEMU sends the descriptor last.
+        for call in &front_end.calls {
+            assert!(call.read().is_ok(), "a guest would wait for ever");
+        }
+        let bases = [front_end.stop_ring(0), front_end.stop_ring(1)];
+        assert_eq!(bases, [0, 0]);
+    }
 }
 
 #[test]

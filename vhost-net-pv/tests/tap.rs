@@ -46,8 +46,8 @@ fn counters_agree_with_the_kernels_and_the_tap_goes_with_its_maker() {
     in_namespace(|| {
         let folder = tempfile::tempdir().unwrap();
         let page_path = folder.path().join("stats");
-        let taps =
-            Tap::open(&TapOptions { name: TAP.to_owned(), queues: 1, io: IoMethod::Auto }).unwrap();
+        let taps = Tap::open(&TapOptions { name: TAP.to_owned(), queues: 1, io: IoMethod::Uring })
+            .unwrap();
         ip("link add br-test type bridge");
         let netdev = Netdev::new().unwrap();
         netdev.join_bridge(TAP, "br-test").unwrap();
@@ -103,6 +103,14 @@ fn exchange(front_end: &mut FrontEnd<'_>, page_path: &std::path::Path) {
         front_end.send_frame(&frame);
         front_end.wait_returned(1);
     }
+    // Small and large ones in one batch.
+    front_end.tx.put(TX_BUFFERS, &[0; 12]);
+    front_end.tx.put(TX_BUFFERS + 12, &frame);
+    for bytes in [60, 1000].repeat(25) {
+        front_end.tx.offer(&[(TX_BUFFERS, 12 + bytes)], 0);
+    }
+    front_end.kick(1);
+    (0..50).for_each(|_| assert_eq!(front_end.wait_returned(1).1, 0));
     // A checksum to be filled in far behind the frame's end: the kernel refuses it.
     let header = [1, 0, 0, 0, 0, 0, 0xff, 0x7f, 16, 0, 0, 0];
     front_end.tx.put(TX_BUFFERS, &header);
@@ -129,7 +137,7 @@ fn exchange(front_end: &mut FrontEnd<'_>, page_path: &std::path::Path) {
         )
     };
     let tx = frames(Direction::Tx);
-    assert_eq!(tx, (100, 100_000));
+    assert_eq!(tx, (150, 126_500));
     assert_eq!(tx, (from.0 - from_before.0, from.1 - from_before.1));
     let rx = frames(Direction::Rx);
     assert_eq!(rx, (to.0 - to_before.0, to.1 - to_before.1));

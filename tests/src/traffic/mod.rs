@@ -7,7 +7,8 @@
 //! Every datagram carries a stream, a run and a number; the receiver alone takes times. Control is a
 //! datagram on the same socket: the peer states the whole of what it wants, again and again until
 //! the guest has confirmed it, so nothing has to be reconnected when a guest changes its path.
-//! Left out on purpose: throughput (this counts packets, it does not load a link) and TCP.
+//! Left out on purpose: throughput (this counts packets, it does not load a link) and TCP; for these
+//! there is [`crate::blast`].
 
 pub mod io;
 pub mod logic;
@@ -16,6 +17,7 @@ use std::net::SocketAddr;
 
 use clap::Subcommand;
 
+use crate::blast;
 use io::peer::GuestAddress;
 
 /// The port that a guest serves on.
@@ -39,6 +41,12 @@ pub enum Command {
         #[arg(long = "guest", required = true)]
         guests: Vec<GuestAddress>,
     },
+    /// In a benchmark's guest: as much TCP and UDP as goes, whatever the host asks for
+    Blast {
+        /// Address to take jobs on
+        #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], blast::PORT)))]
+        bind: SocketAddr,
+    },
 }
 
 /// Runs one side until it is told to stop (`peer`: end of stdin) or fails.
@@ -46,5 +54,6 @@ pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve { bind } => io::serve::serve(bind),
         Command::Peer { bind, guests } => io::peer::serve_commands(bind, &guests),
+        Command::Blast { bind } => blast::serve::serve(&blast::serve::listen(bind)?),
     }
 }

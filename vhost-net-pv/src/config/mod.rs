@@ -136,7 +136,8 @@ pub struct PortArgs {
     /// Open descriptors of a TAP with a virtio-net header, one a queue pair
     #[arg(long, value_name = "N,…", value_delimiter = ',', group = "frames")]
     pub tap_fd: Vec<RawFd>,
-    /// No interface: swallow every frame (null) or give it back (loopback)
+    /// No interface: swallow every frame (null), give it back (loopback), or swallow all and give
+    /// frames of 64 bytes without end (source)
     #[arg(long, value_name = "KIND", group = "frames")]
     pub port: Option<TestPort>,
     /// How frames are read from and written to a TAP
@@ -155,6 +156,8 @@ pub enum TestPort {
     Null,
     /// Gives every frame back.
     Loopback,
+    /// Swallows every frame and gives frames without end.
+    Source,
 }
 
 /// How frames are read from and written to a TAP.

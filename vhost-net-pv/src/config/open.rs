@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use super::{FeaturesArgs, Method, PortArgs, ServeArgs, Switch, TestPort};
 use crate::FrontEnds;
 use crate::io::netdev::Netdev;
-use crate::io::port::{IoMethod, Loopback, Null, Port, Tap, TapOptions};
+use crate::io::port::{IoMethod, Loopback, Null, Port, Source, Tap, TapOptions};
 use crate::io::server::DeviceParts;
 use crate::io::stats::StatsPage;
 use crate::io::{inherited, systemd};
@@ -181,6 +181,7 @@ impl PortArgs {
         let one = |_| match kind {
             TestPort::Null => Ok(boxed(Null)),
             TestPort::Loopback => Loopback::new().map(boxed),
+            TestPort::Source => Ok(boxed(Source)),
         };
         let ports = (0..self.queues).map(one).collect::<Result<_, _>>();
         Ok(Ports {

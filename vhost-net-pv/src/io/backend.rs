@@ -22,13 +22,16 @@ use vhost::vhost_user::{
     Error as VhostError, GpuBackend, Result as VhostResult, VhostUserBackendReqHandlerMut,
 };
 
+use self::log::LogState;
 use super::netdev::set_nonblocking;
 use super::order::{Order, WorkerHandle};
 use super::regions::{MAX_REGIONS, Regions};
-use super::ring_state::{RingState, check_event, check_kick, place};
+use super::ring_state::{RingState, Run, check_event, check_kick, place};
 use super::sys::Cut;
-use crate::logic::features::{Negotiated, protocol_features};
+use crate::logic::features::{LOG_ALL, Negotiated, protocol_features};
 use crate::logic::ring::MAX_RING_SIZE;
+
+mod log;
 
 /// The device of one process, as its front-end has configured it.
 pub(super) struct Backend {
@@ -38,6 +41,7 @@ pub(super) struct Backend {
     regions: Regions,
     cut: Arc<Cut>,
     rings: Vec<RingState>,
+    log: LogState,
     set_mtu: Box<dyn FnMut(u16) -> io::Result<()> + Send>,
 }
 
@@ -51,7 +55,8 @@ impl Backend {
         let rings = (0..workers.len() * 2).map(|_| RingState::default()).collect();
         let cut = Arc::new(Cut::new()?);
         let regions = Regions::new(Arc::clone(&cut));
-        Ok(Self { workers, offered, accepted: 0, regions, cut, rings, set_mtu })
+        let log = LogState::default();
+        Ok(Self { workers, offered, accepted: 0, regions, cut, rings, log, set_mtu })
     }
 
     /// Tells when memory in use was cut.
@@ -93,6 +98,7 @@ impl Backend {
         }
         self.regions = Regions::new(self.cut());
         self.rings.fill_with(RingState::default);
+        self.log = LogState::default();
         self.accepted = 0;
     }
 
@@ -113,18 +119,23 @@ impl Backend {
     /// Starts a ring once everything about it is known.
     fn start(&mut self, ring: usize) -> VhostResult<()> {
         let (_, direction) = place(ring);
+        let awaits_log = self.awaits_log();
         let state = self.ring(ring)?;
         let Some(setup) = state.setup() else {
             return Ok(());
         };
-        state.started = true;
+        if awaits_log {
+            state.run = Run::AwaitsLog;
+            return Ok(());
+        }
+        state.run = Run::Running;
         self.order(ring, Order::Start(direction, setup)).map(drop)
     }
 
     fn stop(&mut self, ring: usize) -> VhostResult<u16> {
         let (_, direction) = place(ring);
         let state = self.ring(ring)?;
-        if !std::mem::take(&mut state.started) {
+        if std::mem::take(&mut state.run) != Run::Running {
             return Ok(state.base);
         }
         let base = self.order(ring, Order::Stop(direction))?;
@@ -137,6 +148,7 @@ impl Backend {
         let memory = Arc::new(regions.memory()?);
         self.order_all(|| Order::Memory(Arc::clone(&memory)))?;
         self.regions = regions;
+        self.check_log();
         Ok(())
     }
 }
@@ -170,9 +182,12 @@ impl VhostUserBackendReqHandlerMut for Backend {
         if features != self.accepted {
             debug!(features = format_args!("{features:#x}"), "features accepted");
         }
-        self.accepted = features;
+        let switched = features ^ std::mem::replace(&mut self.accepted, features);
         let negotiated = Negotiated::new(features);
         self.order_all(|| Order::Features(negotiated))?;
+        if switched & LOG_ALL != 0 {
+            self.use_log()?;
+        }
         // Without protocol features there are no messages to enable rings with.
         if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
             (0..self.rings.len()).try_for_each(|ring| self.enable(ring, true))?;
@@ -206,11 +221,11 @@ impl VhostUserBackendReqHandlerMut for Backend {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         descriptor: u64,
         used: u64,
         available: u64,
-        _log: u64,
+        log: u64,
     ) -> VhostResult<()> {
         let ring = index as usize;
         let addresses = [
@@ -220,12 +235,16 @@ impl VhostUserBackendReqHandlerMut for Backend {
         ];
         let state = self.ring(ring)?;
         let moved = state.addresses.replace(addresses) != Some(addresses);
-        // QEMU names the same addresses again when it turns dirty logging on or off.
-        if moved && state.started {
-            self.stop(ring)?;
-            self.start(ring)?;
+        state.used_log = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG).then_some(log);
+        match (state.run, moved) {
+            (Run::Stopped | Run::AwaitsLog, _) => Ok(()),
+            // QEMU names the same addresses again when it turns dirty logging on or off.
+            (Run::Running, false) => self.use_used_log(ring),
+            (Run::Running, true) => {
+                self.stop(ring)?;
+                self.start(ring)
+            }
         }
-        Ok(())
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> VhostResult<()> {
@@ -240,6 +259,7 @@ impl VhostUserBackendReqHandlerMut for Backend {
         let state = self.ring(ring)?;
         state.kick = None;
         state.call = None;
+        self.drop_idle_log()?;
         Ok(VhostUserVringState::new(index, u32::from(base)))
     }
 
@@ -276,10 +296,11 @@ impl VhostUserBackendReqHandlerMut for Backend {
     }
 
     fn set_protocol_features(&mut self, features: u64) -> VhostResult<()> {
-        match features & !protocol_features().bits() {
-            0 => Ok(()),
-            _ => Err(VhostError::InvalidParam),
+        if features & !protocol_features().bits() != 0 {
+            return Err(VhostError::InvalidParam);
         }
+        self.log.shared = features & VhostUserProtocolFeatures::LOG_SHMFD.bits() != 0;
+        Ok(())
     }
 
     fn get_queue_num(&mut self) -> VhostResult<u64> {
@@ -311,6 +332,10 @@ impl VhostUserBackendReqHandlerMut for Backend {
         let mut regions = self.regions.clone();
         regions.remove(region)?;
         self.use_regions(regions)
+    }
+
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> VhostResult<()> {
+        self.take_log(log, file)
     }
 
     // What follows belongs to features that are not offered; the gate refuses the messages.
@@ -366,10 +391,6 @@ impl VhostUserBackendReqHandlerMut for Backend {
     }
 
     fn get_shmem_config(&mut self) -> VhostResult<VhostUserShMemConfig> {
-        not_offered()
-    }
-
-    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> VhostResult<()> {
         not_offered()
     }
 }

@@ -52,7 +52,7 @@ pub enum End {
     Slow,
     /// Memory that the front-end has shared is no longer all there.
     #[error(
-        "front-end refused: it cut its guest's memory short while that was shared; \
+        "front-end refused: it cut memory short that it had shared; \
          share memory that is sealed against shrinking, and reserve huge pages"
     )]
     MemoryCut,

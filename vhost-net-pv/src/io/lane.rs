@@ -1,12 +1,17 @@
 //! One direction of a queue pair: its ring, counters and limit.
 
+use std::fs::File;
+use std::sync::Arc;
+
 use flexvf_protocol::stats_page::{Counter, Direction};
 use tracing::{debug, warn};
 
 use super::order::RingSetup;
+use super::session::SharedMemory;
 use super::stats::{RingBlock, StatsPage};
+use super::tx;
 use crate::logic::counters::RingCounters;
-use crate::logic::memory::Memory;
+use crate::logic::dirty_log::UsedLog;
 use crate::logic::ring::{Position, Ring};
 use crate::logic::token_bucket::Limiter;
 use crate::logic::tuning::Limit;
@@ -38,6 +43,15 @@ impl Lane {
         let position =
             Position { next_available: setup.next_available, next_used: setup.next_available };
         self.served = Some(Served { setup, position, resumed: false });
+        self.interrupt();
+    }
+
+    /// Learns how to interrupt the guest.
+    pub(super) fn set_call(&mut self, call: Option<Arc<File>>) {
+        if let Some(served) = &mut self.served {
+            served.setup.call = call;
+        }
+        self.interrupt();
     }
 
     /// Gives the ring up; returns its next available index.
@@ -64,14 +78,22 @@ impl Lane {
         self.limiter.charge(packets.wrapping_sub(before.0), bytes.wrapping_sub(before.1));
     }
 
+    /// Interrupts the guest unasked. What it waits for may have happened already: it was returned by a
+    /// backend that then was killed, or before the descriptor came, which QEMU sends after the ring
+    /// was started. With event indices nothing would ever tell the guest.
+    fn interrupt(&mut self) {
+        let call = self.served.as_ref().and_then(|served| served.setup.call.as_deref());
+        tx::interrupt(&mut self.counters, call);
+    }
+
     /// Resolves the ring if it is to be served.
     pub(super) fn open<'m>(
         &mut self,
-        memory: Option<&'m Memory>,
+        shared: SharedMemory<'m>,
         event_idx: bool,
     ) -> Option<Ring<'m>> {
         let served = self.served.as_mut().filter(|s| s.setup.enabled)?;
-        match Ring::new(memory?, &served.setup.layout, event_idx, served.position) {
+        match Ring::new(shared.memory?, &served.setup.layout, event_idx, served.position) {
             Ok(mut ring) => {
                 if !served.resumed {
                     // Chains are returned in order and at once, so the used index in memory tells
@@ -79,6 +101,8 @@ impl Lane {
                     ring.resume_used(ring.used_index_in_memory());
                     served.resumed = true;
                 }
+                let used_log = shared.log.zip(served.setup.used_log);
+                ring.log_used(used_log.map(|(log, address)| UsedLog::new(log, address)));
                 debug!(layout = ?served.setup.layout, position = ?ring.position(), "ring served");
                 Some(ring)
             }

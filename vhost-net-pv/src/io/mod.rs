@@ -5,6 +5,7 @@ mod backend;
 pub mod fuzzing;
 pub mod gate;
 mod lane;
+mod log_map;
 pub mod netdev;
 mod order;
 pub mod port;

@@ -15,6 +15,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::Pid;
 
+use super::log_map::SharedLog;
 use super::port::Port;
 use super::regions::GuestMemory;
 use super::stats::StatsPage;
@@ -35,6 +36,8 @@ const FREE_PAUSE: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub(super) struct RingSetup {
     pub(super) layout: Layout,
+    /// Guest address by which writes to the used ring are logged.
+    pub(super) used_log: Option<u64>,
     pub(super) next_available: u16,
     pub(super) enabled: bool,
     pub(super) kick: Arc<File>,
@@ -51,6 +54,10 @@ pub(super) enum Order {
     Start(Direction, RingSetup),
     Enable(Direction, bool),
     Call(Direction, Option<Arc<File>>),
+    /// Mark pages that are written in this log, or in none.
+    Log(Option<Arc<SharedLog>>),
+    /// Mark writes to the used ring by this guest address, or not at all.
+    UsedLog(Direction, Option<u64>),
     /// Stop a ring; the answer is its next available index.
     Stop(Direction),
     /// Send an announcement for the guest.

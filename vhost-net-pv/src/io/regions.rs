@@ -59,7 +59,8 @@ impl Regions {
         if self.mapped.len() >= MAX_REGIONS {
             return Err(VhostError::InvalidParam);
         }
-        check_file(region, &file)?;
+        check_part(&file, region.mmap_offset, region.memory_size)
+            .map_err(VhostError::ReqHandlerError)?;
         let mapping = region.mmap_region(file)?;
         let guest_address = GuestAddress(region.guest_phys_addr);
         let mapped = Region::new(mapping, guest_address).ok_or(VhostError::InvalidParam)?;
@@ -97,6 +98,12 @@ impl Regions {
         Ok(GuestMemory { _watched: watched, memory })
     }
 
+    /// The guest address behind the last region.
+    pub(super) fn end(&self) -> u64 {
+        let end = |mapped: &Mapped| mapped.guest_address.saturating_add(mapped.bytes);
+        self.mapped.iter().map(end).max().unwrap_or(0)
+    }
+
     /// The guest address of what the front-end sees at an address of its own.
     pub(super) fn guest_address(&self, user_address: u64) -> VhostResult<u64> {
         self.mapped
@@ -110,26 +117,27 @@ impl Regions {
     }
 }
 
-/// Refuses what could be mapped, but not be touched or not be unmapped.
-fn check_file(region: &VhostUserMemoryRegion, file: &File) -> VhostResult<()> {
-    let metadata = file.metadata().map_err(VhostError::ReqHandlerError)?;
+/// Refuses a part of a file that could be mapped, but not be touched or not be unmapped.
+pub(super) fn check_part(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    let refused = |why: String| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    let metadata = file.metadata()?;
     // Devices, such as DAX memory, have no length.
     if !metadata.is_file() {
         return Ok(());
     }
-    let end = region.mmap_offset.checked_add(region.memory_size);
-    if end.is_none_or(|end| end > metadata.len()) {
-        return Err(VhostError::InvalidParam);
+    let length = metadata.len();
+    if offset.checked_add(bytes).is_none_or(|end| end > length) {
+        return refused(format!("{bytes} bytes at {offset} of a file that has {length}"));
     }
     // The kernel rounds up the length to map to whole huge pages, but not the length to unmap.
-    let system = fstatfs(file).map_err(|error| VhostError::ReqHandlerError(error.into()))?;
+    let system = fstatfs(file)?;
     let page = match system.filesystem_type() == HUGETLBFS_MAGIC {
-        true => u64::try_from(system.block_size()).map_err(|_| VhostError::InvalidParam)?,
+        true => u64::try_from(system.block_size()).map_err(io::Error::other)?,
         false => 1,
     };
-    match region.memory_size.is_multiple_of(page.max(1)) {
+    match bytes.is_multiple_of(page.max(1)) {
         true => Ok(()),
-        false => Err(VhostError::InvalidParam),
+        false => refused(format!("{bytes} bytes of a file in pages of {page}")),
     }
 }
 

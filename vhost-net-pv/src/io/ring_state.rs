@@ -19,10 +19,22 @@ pub(super) struct RingState {
     pub(super) base: u16,
     /// Descriptors, available ring, used ring, as guest addresses.
     pub(super) addresses: Option<[u64; 3]>,
+    /// Guest address by which writes to the used ring are logged.
+    pub(super) used_log: Option<u64>,
     pub(super) kick: Option<Arc<File>>,
     pub(super) call: Option<Arc<File>>,
     pub(super) enabled: bool,
-    pub(super) started: bool,
+    pub(super) run: Run,
+}
+
+/// Whether a ring runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Run {
+    #[default]
+    Stopped,
+    /// It was started, but pages that it writes must be marked in a log that has not come yet.
+    AwaitsLog,
+    Running,
 }
 
 impl RingState {
@@ -31,6 +43,7 @@ impl RingState {
         let [descriptors, available, used] = self.addresses?;
         Some(RingSetup {
             layout: Layout { size: self.size, descriptors, available, used },
+            used_log: self.used_log,
             next_available: self.base,
             enabled: self.enabled,
             kick: Arc::clone(self.kick.as_ref()?),

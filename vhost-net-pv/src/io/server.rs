@@ -119,8 +119,8 @@ pub struct DeviceParts {
     pub ports: Vec<Box<dyn Port>>,
     /// What those ports can hand out unfinished.
     pub offloads: Offloads,
-    /// Virtio features that may be offered, as a mask: [`features::DEFAULT_MASK`] for all that
-    /// make sense unasked.
+    /// Virtio features that a guest may be offered, as a mask: [`features::DEFAULT_MASK`] for all
+    /// that make sense unasked.
     pub features: u64,
     /// How the queues are served.
     pub tuning: Tuning,
@@ -144,7 +144,8 @@ impl Device {
     /// The system gives no thread or descriptor.
     pub fn new(parts: DeviceParts) -> io::Result<Self> {
         let DeviceParts { stats, tuning, .. } = parts;
-        let offered = features::offered(parts.ports.len(), parts.offloads) & parts.features;
+        let mask = parts.features | features::BACKEND_ONLY;
+        let offered = features::offered(parts.ports.len(), parts.offloads) & mask;
         let spawn = |(pair, port)| WorkerHandle::spawn(pair, port, &stats, &tuning);
         let workers: Arc<[WorkerHandle]> =
             parts.ports.into_iter().enumerate().map(spawn).collect::<io::Result<_>>()?;

@@ -9,6 +9,7 @@ use super::lane::Lane;
 use super::port::Port;
 use super::rx::{RxPump, RxState};
 use super::tx::{Turn, TxPump};
+use crate::logic::dirty_log::{DirtyLog, SliceLog};
 use crate::logic::features::Negotiated;
 use crate::logic::memory::Memory;
 use crate::logic::token_bucket::Allowance;
@@ -21,6 +22,14 @@ pub(super) struct Pair {
     pub(super) rx_state: RxState,
     /// The beginning of time for the limits.
     pub(super) began: Instant,
+}
+
+/// What the front-end shares.
+#[derive(Clone, Copy)]
+pub(super) struct SharedMemory<'m> {
+    pub(super) memory: Option<&'m Memory>,
+    /// Where to mark what is written to it, while the front-end wants that.
+    pub(super) log: Option<&'m DirtyLog>,
 }
 
 /// What a session works with; borrows the memory it was started on.
@@ -38,11 +47,12 @@ pub(super) struct Session<'m> {
 }
 
 impl<'m> Session<'m> {
-    pub(super) fn new(pair: &mut Pair, memory: Option<&'m Memory>, negotiated: Negotiated) -> Self {
-        let rx_ring = pair.rx.open(memory, negotiated.event_idx);
-        let tx_ring = pair.tx.open(memory, negotiated.event_idx);
+    pub(super) fn new(pair: &mut Pair, shared: SharedMemory<'m>, negotiated: Negotiated) -> Self {
+        let rx_ring = pair.rx.open(shared, negotiated.event_idx);
+        let tx_ring = pair.tx.open(shared, negotiated.event_idx);
+        let log = shared.memory.zip(shared.log).map(|(memory, log)| SliceLog::new(log, memory));
         Self {
-            rx: rx_ring.map(|ring| RxPump::new(ring, negotiated)),
+            rx: rx_ring.map(|ring| RxPump::new(ring, negotiated, log)),
             tx: tx_ring.map(|ring| TxPump::new(ring, negotiated)),
             rx_pending: true,
             tx_pending: true,

@@ -215,13 +215,16 @@ pub(super) fn notify(ring: &mut Ring<'_>, counters: &mut RingCounters, call: Opt
     match ring.publish() {
         None => {}
         Some(false) => counters.add(Counter::InterruptsSuppressed, 1),
-        Some(true) => {
-            if let Some(mut call) = call {
-                // A full counter means that an interrupt is on its way already.
-                let _ = call.write(&1u64.to_ne_bytes());
-                counters.add(Counter::Interrupts, 1);
-            }
-        }
+        Some(true) => interrupt(counters, call),
+    }
+}
+
+/// Interrupts the guest, if it has said how.
+pub(super) fn interrupt(counters: &mut RingCounters, call: Option<&File>) {
+    if let Some(mut call) = call {
+        // A full counter means that an interrupt is on its way already.
+        let _ = call.write(&1u64.to_ne_bytes());
+        counters.add(Counter::Interrupts, 1);
     }
 }
 

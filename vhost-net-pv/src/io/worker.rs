@@ -18,15 +18,15 @@ use nix::sys::eventfd::EventFd;
 use tracing::warn;
 
 use super::lane::Lane;
+use super::log_map::SharedLog;
 use super::order::Order;
 use super::port::{Batch, Port};
 use super::regions::GuestMemory;
 use super::rx::RxState;
-use super::session::{Pair, Session};
+use super::session::{Pair, Session, SharedMemory};
 use super::stats::StatsPage;
 use crate::logic::busy_poll::BusyPoll;
 use crate::logic::features::Negotiated;
-use crate::logic::memory::Memory;
 use crate::logic::rarp;
 use crate::logic::tuning::Tuning;
 
@@ -46,6 +46,7 @@ pub(super) struct Worker {
     wake: Arc<EventFd>,
     inbox: Receiver<(Order, SyncSender<u16>)>,
     memory: Option<Arc<GuestMemory>>,
+    log: Option<Arc<SharedLog>>,
     negotiated: Negotiated,
     poll: BusyPoll,
     turns: u32,
@@ -79,6 +80,7 @@ impl Worker {
             wake,
             inbox,
             memory: None,
+            log: None,
             negotiated: Negotiated::new(0),
             poll: BusyPoll::new(tuning.poll),
             turns: 0,
@@ -89,10 +91,14 @@ impl Worker {
         self.pair.port.adopt();
         self.take_part();
         loop {
-            let memory = self.memory.clone();
-            self.session(memory.as_deref().map(GuestMemory::memory));
+            let (memory, log) = (self.memory.clone(), self.log.clone());
+            let shared = SharedMemory {
+                memory: memory.as_deref().map(GuestMemory::memory),
+                log: log.as_deref().map(SharedLog::log),
+            };
+            self.session(shared);
             // An order that takes memory away is obeyed only when nothing uses it any more.
-            drop(memory);
+            drop((memory, log));
             let _ = self.wake.read();
             while let Ok((order, done)) = self.inbox.try_recv() {
                 let quit = matches!(order, Order::Quit);
@@ -120,9 +126,11 @@ impl Worker {
                 }
                 self.take_part();
             }
-            Order::Call(direction, call) => {
+            Order::Call(direction, call) => self.lane(direction).set_call(call),
+            Order::Log(log) => self.log = log,
+            Order::UsedLog(direction, address) => {
                 if let Some(served) = &mut self.lane(direction).served {
-                    served.setup.call = call;
+                    served.setup.used_log = address;
                 }
             }
             Order::Stop(direction) => return self.stop(direction),
@@ -134,6 +142,7 @@ impl Worker {
                 self.stop(Direction::Rx);
                 self.stop(Direction::Tx);
                 self.memory = None;
+                self.log = None;
             }
         }
         0
@@ -174,8 +183,8 @@ impl Worker {
     }
 
     /// Serves the rings as they are now, until there is an order.
-    fn session(&mut self, memory: Option<&Memory>) {
-        let mut session = Session::new(&mut self.pair, memory, self.negotiated);
+    fn session(&mut self, shared: SharedMemory<'_>) {
+        let mut session = Session::new(&mut self.pair, shared, self.negotiated);
         self.watch(&session, true);
         while !self.wait(&mut session) {
             session.turns(&mut self.pair);

@@ -9,7 +9,7 @@ use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryRegion, VolatileArrayRef, VolatileMemory,
 };
 
-use super::memory::{GuestSlice, Memory};
+use super::memory::{Finder, GuestSlice};
 
 /// Most pieces a chain may have: a `readv` takes 1024 and two of them are ours.
 pub const MAX_PIECES: usize = 1022;
@@ -62,7 +62,7 @@ pub enum Malformed {
 /// # Errors
 /// [`Malformed`]; `pieces` is then as it was.
 pub fn walk<'m>(
-    memory: &'m Memory,
+    memory: &Finder<'m>,
     table: &VolatileArrayRef<'m, Descriptor>,
     head: u16,
     access: Access,
@@ -81,7 +81,7 @@ pub fn walk<'m>(
 
 /// A walk in progress.
 struct Chain<'p, 'm> {
-    memory: &'m Memory,
+    memory: &'p Finder<'m>,
     access: Access,
     before: usize,
     pieces: &'p mut Vec<GuestSlice<'m>>,
@@ -117,7 +117,7 @@ impl<'m> Chain<'_, 'm> {
             return Err(Malformed::TooLong);
         }
         let (region, offset) =
-            self.memory.to_region_addr(descriptor.addr()).ok_or(Malformed::IndirectTable)?;
+            self.memory.find(descriptor.addr()).ok_or(Malformed::IndirectTable)?;
         usize::try_from(offset.0)
             .ok()
             .and_then(|offset| region.get_array_ref(offset, count).ok())
@@ -160,8 +160,7 @@ impl<'m> Chain<'_, 'm> {
             return Err(Malformed::Direction);
         }
         self.bytes = self.bytes.saturating_add(length);
-        let (region, offset) =
-            self.memory.to_region_addr(descriptor.addr()).ok_or(Malformed::OutOfMemory)?;
+        let (region, offset) = self.memory.find(descriptor.addr()).ok_or(Malformed::OutOfMemory)?;
         match GuestMemoryRegion::get_slice(region, offset, length) {
             Ok(slice) => self.pieces.push(slice),
             Err(_) => self.across_regions(descriptor.addr(), length)?,
@@ -174,7 +173,7 @@ impl<'m> Chain<'_, 'm> {
 
     /// A buffer may cross from one memory region into its neighbour.
     fn across_regions(&mut self, address: GuestAddress, length: usize) -> Result<(), Malformed> {
-        for slice in GuestMemoryBackend::get_slices(self.memory, address, length) {
+        for slice in GuestMemoryBackend::get_slices(self.memory.memory(), address, length) {
             self.pieces.push(slice.map_err(|_| Malformed::OutOfMemory)?);
         }
         Ok(())

@@ -9,7 +9,7 @@ use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VI
 use virtio_bindings::virtio_net as net;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::features::{DEFAULT_MASK, VIRTIO_F_ANY_LAYOUT};
+use super::features::{BACKEND_ONLY, DEFAULT_MASK, VIRTIO_F_ANY_LAYOUT};
 
 /// A feature that has a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +53,6 @@ pub const FEATURES: [Feature; 24] = [
 
 const PROTOCOL_FEATURES: u32 = 30;
 const VHOST_F_LOG_ALL: u32 = 26;
-/// Between front-end and backend: guests see none of it, and every set has it.
-pub const NOT_THE_GUESTS: u64 = 1 << PROTOCOL_FEATURES | 1 << VHOST_F_LOG_ALL;
 const CSUM: &[u32] = &[net::VIRTIO_NET_F_CSUM];
 const GUEST_CSUM: &[u32] = &[net::VIRTIO_NET_F_GUEST_CSUM];
 const HOST_TSO: &[u32] = &[net::VIRTIO_NET_F_HOST_TSO4, net::VIRTIO_NET_F_HOST_TSO6];
@@ -186,7 +184,7 @@ impl FeatureSet {
             Some(Item::Mask(_)) => 0,
             _ => 1 << VIRTIO_F_VERSION_1,
         };
-        mask |= offered & NOT_THE_GUESTS;
+        mask |= offered & BACKEND_ONLY;
         for item in &self.0 {
             match item {
                 Item::All => mask |= all,
@@ -312,7 +310,7 @@ mod tests {
             let Ok(mask) = resolve(&format!("{:#x}", picked & here), here) else { return Ok(()) };
             prop_assert_eq!(mask & !here, 0);
             let again = format!("csum,-csum,-version_1,{}", names(mask).replace(' ', ""));
-            prop_assert_eq!(resolve(&again, here).unwrap(), mask | here & NOT_THE_GUESTS);
+            prop_assert_eq!(resolve(&again, here).unwrap(), mask | here & BACKEND_ONLY);
         }
     }
 }

@@ -16,6 +16,12 @@ pub(super) const VIRTIO_F_ANY_LAYOUT: u32 = 27;
 /// pair; a front-end that hands on everything would make one unasked.
 pub const DEFAULT_MASK: u64 = !(1 << net::VIRTIO_NET_F_STANDBY);
 
+/// Features between backend and front-end, which guests never see: a front-end without the first
+/// cannot run rings, without the second it refuses to migrate.
+pub const BACKEND_ONLY: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | LOG_ALL;
+/// The front-end wants writes to guest memory marked in its log (`VHOST_F_LOG_ALL`).
+pub const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
+
 /// What frames a port may hand to the guest unfinished: checksum or segmentation left to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Offloads {
@@ -43,9 +49,15 @@ impl Offloads {
 
 /// The protocol features offered.
 ///
-/// Not LOG_SHMFD: dirty pages are not marked yet, and QEMU then refuses to migrate, rightly. Not
-/// INFLIGHT_SHMFD: chains are returned in order and before the next turn, so that after a crash the
-/// used index in guest memory says all that the in-flight record would.
+/// Not INFLIGHT_SHMFD. It is a record of chains that were taken but not returned, kept by the
+/// front-end for the time after a backend's crash. Here guest memory holds all of it: chains are
+/// returned in the order in which they were taken, and only once their frames have gone out, so
+/// those under way are the ones from the used index on. QEMU starts a ring there when the backend
+/// that died cannot tell its position. What a SIGKILL in mid-flood costs is therefore known, and
+/// `tests/restart.rs` holds us to it: every chain is returned exactly once; no frame whose chain was
+/// returned is lost; frames of the batch under way may go out twice, which networks are used to;
+/// frames for the guest that were taken from the port and not yet returned are lost, as in any NIC
+/// that is reset. The record could save no more than the last two.
 pub fn protocol_features() -> VhostUserProtocolFeatures {
     VhostUserProtocolFeatures::MQ
         | VhostUserProtocolFeatures::REPLY_ACK
@@ -54,11 +66,12 @@ pub fn protocol_features() -> VhostUserProtocolFeatures {
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
         | VhostUserProtocolFeatures::RESET_DEVICE
         | VhostUserProtocolFeatures::STATUS
+        | VhostUserProtocolFeatures::LOG_SHMFD
 }
 
 /// The virtio features offered for so many queue pairs on a port with these offloads.
 pub fn offered(queue_pairs: usize, port: Offloads) -> u64 {
-    let mut bits = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+    let mut bits = BACKEND_ONLY;
     let mut offer = |condition: bool, features: &[u32]| {
         if condition {
             bits |= features.iter().fold(0, |sum, bit| sum | 1u64 << bit);

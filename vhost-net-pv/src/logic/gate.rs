@@ -2,7 +2,7 @@
 //!
 //! The crate's message handler closes the connection at messages that QEMU sends to a net device
 //! as a matter of course: `SET_VRING_ENABLE` before `SET_FEATURES`, `SEND_RARP`, `NET_SET_MTU`,
-//! `SET_STATUS`. The gate answers those. It also is the one place that bounds what a front-end may
+//! `SET_STATUS`; and at `SET_LOG_FD`, which belongs to dirty logging. The gate answers those. It also is the one place that bounds what a front-end may
 //! send: which requests, how long, with how many file descriptors, for which rings.
 //!
 //! Left out: everything the crate checks by itself (contents of memory tables, flags of addresses).
@@ -51,7 +51,7 @@ pub enum Action {
     Announce(MacAddr),
     /// The guest was promised this MTU.
     Mtu(u16),
-    /// The driver's status; answered by an acknowledgement only.
+    /// Nothing to do; answered by an acknowledgement only.
     Noted,
     /// Answer with this number.
     Reply(u64),
@@ -202,6 +202,8 @@ impl Gate {
                 self.status = first & 0xff;
                 Action::Noted
             }
+            // A descriptor to tell of new marks by, which no front-end needs: it looks by itself.
+            Ok(FrontendReq::SET_LOG_FD) => Action::Noted,
             Ok(FrontendReq::GET_STATUS) => Action::Reply(self.status),
             _ => Action::Pass,
         })
@@ -270,6 +272,8 @@ fn rule(request: u32) -> Result<Rule, Refusal> {
         Req::SET_MEM_TABLE => {
             Rule { sizes: 8..=8 + 32 * MAX_FDS as u32, fds: MAX_FDS, index: Index::Nowhere }
         }
+        Req::SET_LOG_BASE => Rule::new(16, 1, Index::Nowhere),
+        Req::SET_LOG_FD => Rule { sizes: 0..=8, fds: 1, index: Index::Nowhere },
         // Some front-ends send a descriptor with a removal, too; it is closed unused.
         Req::ADD_MEM_REG | Req::REM_MEM_REG => Rule::new(40, 1, Index::Nowhere),
         _ => return Err(unsupported),
@@ -342,13 +346,26 @@ mod tests {
     fn what_was_not_offered_is_refused() {
         let mut gate = Gate::new(2);
         for request in [
-            FrontendReq::SET_LOG_BASE,
+            FrontendReq::POSTCOPY_ADVISE,
             FrontendReq::GET_INFLIGHT_FD,
             FrontendReq::SET_BACKEND_REQ_FD,
             FrontendReq::GPU_SET_SOCKET,
         ] {
             assert!(decide(&mut gate, request, 0).is_err(), "{request:?} passed");
         }
+    }
+
+    #[test]
+    fn a_log_comes_with_one_descriptor_and_its_notifier_is_not_used() {
+        let mut gate = Gate::new(2);
+        let base = head(FrontendReq::SET_LOG_BASE, 16);
+        assert_eq!(gate.check_head(&base), Ok(()));
+        assert_eq!(gate.decide(&base, &[0; 16], 1), Ok(Action::Pass));
+        assert!(gate.decide(&base, &[0; 16], 2).is_err());
+        assert!(gate.check_head(&head(FrontendReq::SET_LOG_BASE, 8)).is_err());
+        let notifier = head(FrontendReq::SET_LOG_FD, 0);
+        assert_eq!(gate.check_head(&notifier), Ok(()));
+        assert_eq!(gate.decide(&notifier, &[], 1), Ok(Action::Noted));
     }
 
     #[test]

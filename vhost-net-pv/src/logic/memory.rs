@@ -1,15 +1,55 @@
 //! The one place that names how guest memory is mapped.
 //!
-//! Dirty logging will need another bitmap type than `()`; it changes here and nowhere else.
+//! It carries no bitmap of dirty pages: kernel writes (`readv`, io_uring) would pass it by. Who lets
+//! something write marks it in a [`DirtyLog`](super::dirty_log::DirtyLog).
 
-use vm_memory::{GuestMemoryMmap, GuestRegionMmap, VolatileSlice};
+use std::cell::Cell;
+
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress, MmapRegion, VolatileSlice,
+};
 
 /// The guest's memory as the front-end has shared it.
 pub type Memory = GuestMemoryMmap<()>;
 /// One mapped region of it.
 pub type Region = GuestRegionMmap<()>;
+/// Memory of a front-end's that is not the guest's.
+pub type Map = MmapRegion<()>;
 /// A piece of guest memory that is contiguous in our address space.
 pub type GuestSlice<'m> = VolatileSlice<'m, ()>;
+
+/// Finds regions by guest address, and the one found last at once: buffers lie together.
+#[derive(Debug, Clone)]
+pub struct Finder<'m> {
+    memory: &'m Memory,
+    last: Cell<Option<&'m Region>>,
+}
+
+impl<'m> Finder<'m> {
+    /// A finder of nothing yet.
+    pub const fn new(memory: &'m Memory) -> Self {
+        Self { memory, last: Cell::new(None) }
+    }
+
+    /// The whole memory.
+    pub const fn memory(&self) -> &'m Memory {
+        self.memory
+    }
+
+    /// The region of an address, and where it is in there.
+    #[inline]
+    pub fn find(&self, address: GuestAddress) -> Option<(&'m Region, MemoryRegionAddress)> {
+        if let Some(region) = self.last.get()
+            && let Some(offset) = region.to_region_addr(address)
+        {
+            return Some((region, offset));
+        }
+        let (region, offset) = self.memory.to_region_addr(address)?;
+        self.last.set(Some(region));
+        Some((region, offset))
+    }
+}
 
 /// Copies from the front of `slices`, skipping `skip` bytes, into `out`; returns bytes copied.
 pub fn copy_out(slices: &[GuestSlice<'_>], skip: usize, out: &mut [u8]) -> usize {

@@ -4,6 +4,7 @@ pub mod busy_poll;
 pub mod chain;
 pub mod counters;
 pub mod cpu_list;
+pub mod dirty_log;
 pub mod feature_names;
 pub mod features;
 pub mod gate;

@@ -14,15 +14,18 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileArrayRef, VolatileMemo
 
 use super::chain;
 pub use super::chain::{Access, MAX_PIECES, Malformed};
-use super::memory::{GuestSlice, Memory, Region};
+use super::dirty_log::UsedLog;
+use super::memory::{Finder, GuestSlice, Memory, Region};
 
 /// Largest ring that is accepted, as in QEMU.
 pub const MAX_RING_SIZE: u16 = 1024;
 
 const AVAIL_IDX: u64 = 2;
 const AVAIL_RING: u64 = 4;
+const USED_FLAGS: u64 = 0;
 const USED_IDX: u64 = 2;
 const USED_RING: u64 = 4;
+const USED_ENTRY: u64 = 8;
 
 /// Where a ring lies in guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +72,7 @@ pub struct IndexJump;
 
 /// A ring in use.
 pub struct Ring<'m> {
-    memory: &'m Memory,
+    finder: Finder<'m>,
     size: u16,
     event_idx: bool,
     descriptors: VolatileArrayRef<'m, Descriptor>,
@@ -86,6 +89,8 @@ pub struct Ring<'m> {
     seen: u16,
     /// Used index that the guest has been shown.
     published: u16,
+    /// Where writes to the used ring are marked, while the front-end wants that.
+    log: Option<UsedLog<'m>>,
 }
 
 impl<'m> Ring<'m> {
@@ -108,7 +113,7 @@ impl<'m> Ring<'m> {
         let available = Part::new(memory, "available ring", layout.available, 2)?;
         let used = Part::new(memory, "used ring", layout.used, 4)?;
         Ok(Self {
-            memory,
+            finder: Finder::new(memory),
             size,
             event_idx,
             descriptors: table.array(0, count)?,
@@ -116,14 +121,20 @@ impl<'m> Ring<'m> {
             available_idx: available.word(AVAIL_IDX)?,
             available_ring: available.array(AVAIL_RING, count)?,
             used_event: available.word(AVAIL_RING + 2 * u64::from(size))?,
-            used_flags: used.word(0)?,
+            used_flags: used.word(USED_FLAGS)?,
             used_idx: used.word(USED_IDX)?,
             used_ring: used.array(USED_RING, count)?,
-            available_event: used.word(USED_RING + 8 * u64::from(size))?,
+            available_event: used.word(USED_RING + USED_ENTRY * u64::from(size))?,
             seen: position.next_available,
             published: position.next_used,
             position,
+            log: None,
         })
+    }
+
+    /// Marks what is written to the used ring from now on.
+    pub const fn log_used(&mut self, log: Option<UsedLog<'m>>) {
+        self.log = log;
     }
 
     /// How far the ring has been worked off.
@@ -173,7 +184,7 @@ impl<'m> Ring<'m> {
         access: Access,
         pieces: &mut Vec<GuestSlice<'m>>,
     ) -> Result<usize, Malformed> {
-        chain::walk(self.memory, &self.descriptors, head, access, pieces)
+        chain::walk(&self.finder, &self.descriptors, head, access, pieces)
     }
 
     /// Takes `count` chains off the available ring.
@@ -208,6 +219,9 @@ impl<'m> Ring<'m> {
         }
         self.used_idx.store(new.to_le(), Ordering::Release);
         self.published = new;
+        if let Some(log) = &self.log {
+            self.mark_returned(log, old, new);
+        }
         // The index must be visible before the guest's wish is read, or both sides may sleep.
         fence(Ordering::SeqCst);
         Some(if self.event_idx {
@@ -220,12 +234,25 @@ impl<'m> Ring<'m> {
         })
     }
 
+    /// Marks the entries between two used indices, and the index itself.
+    fn mark_returned(&self, log: &UsedLog<'_>, old: u16, new: u16) {
+        log.mark(USED_IDX, 2);
+        let count = new.wrapping_sub(old).min(self.size);
+        let first = old & (self.size - 1);
+        let to_the_end = count.min(self.size - first);
+        let bytes = |entries: u16| USED_ENTRY * u64::from(entries);
+        log.mark(USED_RING + bytes(first), bytes(to_the_end));
+        log.mark(USED_RING, bytes(count - to_the_end));
+    }
+
     /// Asks the guest for a kick at its next entry. The caller looks again afterwards.
     pub fn ask_for_kick(&mut self) {
         if self.event_idx {
             self.available_event.store(self.seen.to_le(), Ordering::Relaxed);
+            self.mark(USED_RING + USED_ENTRY * u64::from(self.size));
         } else {
             self.used_flags.store(0, Ordering::Relaxed);
+            self.mark(USED_FLAGS);
         }
         fence(Ordering::SeqCst);
     }
@@ -235,6 +262,14 @@ impl<'m> Ring<'m> {
         // With event indices, an index that is not asked for again is silence enough.
         if !self.event_idx {
             self.used_flags.store((VRING_USED_F_NO_NOTIFY as u16).to_le(), Ordering::Relaxed);
+            self.mark(USED_FLAGS);
+        }
+    }
+
+    /// Marks a 16-bit word of the used ring that was written.
+    fn mark(&self, offset: u64) {
+        if let Some(log) = &self.log {
+            log.mark(offset, 2);
         }
     }
 
@@ -298,6 +333,8 @@ impl<'m> Part<'m> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::dirty_log::{DirtyLog, LOG_PAGE};
+    use super::super::memory::Map;
     use super::super::testing::{BASE, BUFFERS, Driver, INDIRECT, NEXT, WRITE, memory};
     use super::*;
     use proptest::prelude::*;
@@ -425,6 +462,40 @@ mod tests {
             let passed = (0..count).any(|step| start.wrapping_add(step) == event);
             prop_assert_eq!(ring.publish(), Some(passed));
             prop_assert_eq!(ring.publish(), None);
+        }
+
+        #[test]
+        fn just_what_was_written_to_the_used_ring_is_marked(
+            steps in proptest::collection::vec(0u16..1100, 1..12),
+            start in 0u16..2000,
+            unaligned in 0u64..1024,
+            log_at in 0u64..20_000,
+            event_idx: bool,
+        ) {
+            const UNTOUCHED: u8 = 0xaa;
+            let memory = memory();
+            let mut driver = Driver::new(&memory, 1024);
+            driver.layout.used = BUFFERS + 4 * unaligned;
+            let position = Position { next_available: 0, next_used: start };
+            let log = DirtyLog::new(Map::new(1).unwrap());
+            let mut written = std::collections::BTreeSet::new();
+            let mut ring = Ring::new(&memory, &driver.layout, event_idx, position).unwrap();
+            ring.log_used(Some(UsedLog::new(&log, log_at)));
+            for step in steps {
+                driver.put(driver.layout.used, &[UNTOUCHED; 4 + 8 * 1024 + 2]);
+                match step {
+                    1024..1060 => ring.ask_for_kick(),
+                    1060.. => ring.decline_kicks(),
+                    count => {
+                        (0..count).for_each(|_| ring.push_used(1, 0x0101_0101));
+                        ring.publish();
+                    }
+                }
+                let bytes = driver.get(driver.layout.used, 4 + 8 * 1024 + 2);
+                let changed = (log_at..).zip(bytes).filter(|(_, byte)| *byte != UNTOUCHED);
+                written.extend(changed.map(|(address, _)| address / LOG_PAGE));
+                prop_assert_eq!(log.marked(), written.iter().copied().collect::<Vec<_>>());
+            }
         }
 
         #[test]

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::logic::feature_names::{FEATURES, Feature, NOT_THE_GUESTS, names};
+use crate::logic::feature_names::{FEATURES, Feature, names};
+use crate::logic::features::BACKEND_ONLY;
 
 /// A line a feature, and how to pin what was chosen.
 pub fn features_table(offered: u64, chosen: u64) -> String {
@@ -55,7 +56,7 @@ pub fn features_json(offered: u64, chosen: u64) -> String {
 
 /// The set as `--features` takes it.
 fn pinned(chosen: u64) -> String {
-    names(chosen & !NOT_THE_GUESTS).replace(' ', "")
+    names(chosen & !BACKEND_ONLY).replace(' ', "")
 }
 
 const fn word(feature: &Feature, offered: u64, chosen: u64) -> &'static str {

@@ -6,18 +6,21 @@ use std::io::{self, IoSlice, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use vhost::vhost_user::message::FrontendReq;
+use vhost::vhost_user::message::{FrontendReq, VhostUserVirtioFeatures};
 pub(crate) use vhost_net_pv::logic::{memory, ring};
 use virtio_bindings::virtio_config::VIRTIO_F_IN_ORDER;
-use vm_memory::{FileOffset, GuestAddress};
+use vm_memory::{Bytes, FileOffset, GuestAddress};
 
 use memory::Memory;
 use testing::{BASE, Driver, WRITE};
+
+pub(crate) mod log;
 
 #[path = "../../src/logic/testing.rs"]
 #[allow(dead_code, reason = "shared with the unit tests, which use the rest of it")]
@@ -30,13 +33,16 @@ pub(crate) const USER_ADDRESS: u64 = 0x7f00_0000_0000;
 /// Frames come and go within this, or a test fails.
 const DEADLINE: Duration = Duration::from_secs(10);
 const NEED_REPLY: u32 = 8;
-const RING_SIZE: u16 = 64;
+/// The front-end wants writes to guest memory marked in its log.
+pub(crate) const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
+pub(crate) const RING_SIZE: u16 = 64;
 /// Buffers of the receive ring.
 pub(crate) const RX_BUFFERS: u64 = BASE + 0x2_0000;
-const RX_BUFFER: u64 = 2048;
+pub(crate) const RX_BUFFER: u64 = 2048;
 /// Room for frames to send.
 pub(crate) const TX_BUFFERS: u64 = BASE + 0x8_0000;
-const VIRTIO_NET_HEADER: usize = 12;
+pub(crate) const TX_BUFFER: u64 = 4096;
+pub(crate) const VIRTIO_NET_HEADER: usize = 12;
 
 /// Memory that is shared with the backend.
 pub(crate) struct Shared {
@@ -62,10 +68,18 @@ impl Shared {
     pub(crate) fn descriptor(&self) -> RawFd {
         self.file.as_raw_fd()
     }
+
+    pub(crate) fn get(&self, address: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        bytes
+    }
 }
 
 /// A connected front-end with one queue pair.
 pub(crate) struct FrontEnd<'m> {
+    /// The features that it has accepted.
+    pub(crate) accepted: u64,
     pub(crate) stream: UnixStream,
     shared: &'m Shared,
     pub(crate) rx: Driver<'m>,
@@ -76,24 +90,32 @@ pub(crate) struct FrontEnd<'m> {
 
 impl<'m> FrontEnd<'m> {
     pub(crate) fn connect(path: &Path, shared: &'m Shared) -> Self {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            match UnixStream::connect(path) {
-                Ok(stream) => return Self::new(stream, shared),
-                Err(error) => assert!(Instant::now() < deadline, "no backend: {error}"),
-            }
-            std::thread::yield_now();
-        }
+        Self::new(connect(path), shared)
+    }
+
+    /// Goes on with another backend where the last one was when it died: at the used indices.
+    pub(crate) fn reconnect(&mut self, path: &Path) {
+        self.stream = connect(path);
+        self.stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        self.negotiate();
+        self.share_memory();
+        self.start_rings([self.rx.used_index().into(), self.tx.used_index().into()]);
     }
 
     pub(crate) fn new(stream: UnixStream, shared: &'m Shared) -> Self {
+        Self::with_rings(stream, shared, RING_SIZE)
+    }
+
+    /// A front-end whose rings have so many entries, 256 at most.
+    pub(crate) fn with_rings(stream: UnixStream, shared: &'m Shared, size: u16) -> Self {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
         let mut front_end = Self {
+            accepted: 0,
             stream,
             shared,
-            rx: Driver::at(&shared.memory, RING_SIZE, BASE),
-            tx: Driver::at(&shared.memory, RING_SIZE, BASE + 0x8000),
+            rx: Driver::at(&shared.memory, size, BASE),
+            tx: Driver::at(&shared.memory, size, BASE + 0x8000),
             kicks: [event(), event()],
             calls: [event(), event()],
         };
@@ -188,8 +210,9 @@ impl<'m> FrontEnd<'m> {
             assert_eq!(early.unwrap(), 0, "ring {ring} could not be enabled early");
         }
         // As Linux up to 6.18: every chain has an entry of its own in the used ring.
-        let accepted = features & !(1 << VIRTIO_F_IN_ORDER);
-        self.tell(FrontendReq::SET_FEATURES, &[accepted], &[]);
+        // Logging is asked for when a migration begins, not before.
+        self.accepted = features & !(1 << VIRTIO_F_IN_ORDER) & !LOG_ALL;
+        self.tell(FrontendReq::SET_FEATURES, &[self.accepted], &[]);
         features
     }
 
@@ -214,21 +237,35 @@ impl<'m> FrontEnd<'m> {
     /// Starts the rings of a backend that may hang up meanwhile.
     pub(crate) fn try_start_rings(&mut self, bases: [u64; 2]) -> io::Result<()> {
         for (ring, base) in bases.into_iter().enumerate() {
-            let layout = [self.rx.layout, self.tx.layout][ring];
-            let user = |guest: u64| guest - BASE + USER_ADDRESS;
             let ring_word = ring as u64;
             let in_high = |value: u64| ring_word | value << 32;
-            self.try_tell(FrontendReq::SET_VRING_NUM, &[in_high(RING_SIZE.into())], &[])?;
+            let size = [self.rx.layout, self.tx.layout][ring].size;
+            self.try_tell(FrontendReq::SET_VRING_NUM, &[in_high(size.into())], &[])?;
             self.try_tell(FrontendReq::SET_VRING_BASE, &[in_high(base)], &[])?;
-            let addresses =
-                [ring_word, user(layout.descriptors), user(layout.used), user(layout.available), 0];
-            self.try_tell(FrontendReq::SET_VRING_ADDR, &addresses, &[])?;
+            let logs = self.accepted & LOG_ALL != 0;
+            self.try_tell(FrontendReq::SET_VRING_ADDR, &self.addresses(ring, logs), &[])?;
             let kick = self.kicks[ring].as_raw_fd();
             self.try_tell(FrontendReq::SET_VRING_KICK, &[ring_word], &[kick])?;
             let call = self.calls[ring].as_raw_fd();
             self.try_tell(FrontendReq::SET_VRING_CALL, &[ring_word], &[call])?;
         }
         Ok(())
+    }
+
+    /// What SET_VRING_ADDR says of a ring.
+    fn addresses(&self, ring: usize, logs: bool) -> [u64; 5] {
+        let layout = [self.rx.layout, self.tx.layout][ring];
+        let user = |guest: u64| guest - BASE + USER_ADDRESS;
+        let ring_word = ring as u64 | u64::from(logs) << 32;
+        let log = if logs { log::USED_LOGS[ring] } else { 0 };
+        [ring_word, user(layout.descriptors), user(layout.used), user(layout.available), log]
+    }
+
+    /// Says by what to interrupt, and waits until that is so.
+    pub(crate) fn set_call(&mut self, ring: usize) {
+        let call = self.calls[ring].as_raw_fd();
+        let answer = self.ask(FrontendReq::SET_VRING_CALL, &[ring as u64], &[call]);
+        assert_eq!(answer.unwrap(), 0);
     }
 
     /// Stops a ring and returns the index it has come to.
@@ -248,9 +285,15 @@ impl<'m> FrontEnd<'m> {
 
     /// Sends a frame that lies in one buffer behind an empty header.
     pub(crate) fn send_frame(&mut self, frame: &[u8]) {
-        self.tx.put(TX_BUFFERS, &[0; VIRTIO_NET_HEADER]);
-        self.tx.put(TX_BUFFERS + VIRTIO_NET_HEADER as u64, frame);
-        self.tx.offer(&[(TX_BUFFERS, VIRTIO_NET_HEADER + frame.len())], 0);
+        self.send_frame_in(0, frame);
+    }
+
+    /// Sends a frame that lies in one buffer out of many.
+    pub(crate) fn send_frame_in(&mut self, buffer: usize, frame: &[u8]) {
+        let address = TX_BUFFERS + TX_BUFFER * buffer as u64;
+        self.tx.put(address, &[0; VIRTIO_NET_HEADER]);
+        self.tx.put(address + VIRTIO_NET_HEADER as u64, frame);
+        self.tx.offer(&[(address, VIRTIO_NET_HEADER + frame.len())], 0);
         self.kick(1);
     }
 
@@ -263,6 +306,21 @@ impl<'m> FrontEnd<'m> {
         let (head, written) = self.wait_returned(0);
         let address = RX_BUFFERS + u64::from(head) * RX_BUFFER;
         self.rx.get(address, written as usize).split_off(VIRTIO_NET_HEADER)
+    }
+
+    /// Gives the backend receive buffers, whose memory is used again after [`RING_SIZE`] of them.
+    pub(crate) fn give_buffers_at(&mut self, first: u64, count: u64) {
+        for turn in first..first + count {
+            self.rx.offer(&[(buffer_of(turn), RX_BUFFER as usize)], WRITE);
+        }
+        self.kick(0);
+    }
+
+    /// Waits for a frame in the buffer of a turn, given by [`Self::give_buffers_at`].
+    pub(crate) fn receive_frame_of(&mut self, turn: u64) -> Vec<u8> {
+        let (head, written) = self.wait_returned(0);
+        assert_eq!(u64::from(head), turn % u64::from(RING_SIZE));
+        self.rx.get(buffer_of(turn), written as usize).split_off(VIRTIO_NET_HEADER)
     }
 
     /// Waits for the frame in the receive buffer that was given `turn` buffers after the first.
@@ -284,5 +342,41 @@ impl<'m> FrontEnd<'m> {
             assert!(Instant::now() < deadline, "ring {ring} returned nothing");
             std::thread::yield_now();
         }
+    }
+}
+
+pub(crate) fn connect(path: &Path) -> UnixStream {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => return stream,
+            Err(error) => assert!(Instant::now() < deadline, "no backend: {error}"),
+        }
+        std::thread::yield_now();
+    }
+}
+
+fn buffer_of(turn: u64) -> u64 {
+    RX_BUFFERS + turn % u64::from(RING_SIZE) * RX_BUFFER
+}
+
+/// Sends a frame through a port that gives it back.
+pub(crate) fn exchange(front_end: &mut FrontEnd<'_>, seed: u8) {
+    let frame: Vec<u8> = (0..100).map(|at| at ^ seed).collect();
+    front_end.rx.offer(&[(RX_BUFFERS, RX_BUFFER as usize)], WRITE);
+    front_end.kick(0);
+    front_end.send_frame(&frame);
+    let (_, written) = front_end.wait_returned(0);
+    let received = front_end.rx.get(RX_BUFFERS, written as usize).split_off(VIRTIO_NET_HEADER);
+    assert_eq!(received, frame);
+    front_end.wait_returned(1);
+}
+
+/// Raises a flag when it goes.
+pub(crate) struct Raise<'f>(pub(crate) &'f AtomicBool);
+
+impl Drop for Raise<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }

@@ -33,6 +33,7 @@ pub(crate) fn sysroot() -> Option<PathBuf> {
 pub(crate) struct Backend {
     child: Child,
     folder: TempDir,
+    arguments: Vec<String>,
 }
 
 impl Backend {
@@ -43,28 +44,33 @@ impl Backend {
     /// Starts it with options besides the socket and the stats page.
     pub(crate) fn start_with(options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let log = File::create(folder.path().join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_vhost-net-pv"))
-            .arg("--socket")
-            .arg(folder.path().join("socket"))
-            .arg("--stats")
-            .arg(folder.path().join("stats"))
-            .args(options)
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let backend = Self { child, folder };
+        let arguments: Vec<_> = options.iter().map(|&argument| argument.to_owned()).collect();
+        let child = spawn(folder.path(), &arguments);
+        let backend = Self { child, folder, arguments };
         backend.until("it is ready", || backend.log().contains(" ready"));
         backend
     }
 
-    /// What it has said so far.
+    /// What it has said so far, since its last start.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Ends it as a crash would, with something going on meanwhile.
+    pub(crate) fn kill_while(&mut self, mut go_on: impl FnMut()) {
+        self.child.kill().unwrap();
+        while self.child.try_wait().unwrap().is_none() {
+            go_on();
+        }
+    }
+
+    /// Starts it again after it was killed.
+    pub(crate) fn restart(&mut self) {
+        self.child = spawn(self.folder.path(), &self.arguments);
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -135,6 +141,19 @@ impl Drop for Program {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+fn spawn(folder: &Path, arguments: &[String]) -> Child {
+    let log = File::create(folder.join("log")).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_vhost-net-pv"))
+        .arg("--socket")
+        .arg(folder.join("socket"))
+        .arg("--stats")
+        .arg(folder.join("stats"))
+        .args(arguments)
+        .stderr(log)
+        .spawn()
+        .unwrap()
 }
 
 fn interrupt(child: &Child, signal: Signal) {

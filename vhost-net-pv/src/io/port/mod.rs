@@ -12,12 +12,14 @@ mod batch;
 mod loopback;
 mod null;
 mod slots;
+mod source;
 mod tap;
 
 pub use batch::{Batch, Outgoing};
 pub use loopback::Loopback;
 pub use null::Null;
 pub use slots::{MAX_SLOTS, Slot, Slots, Spills};
+pub use source::Source;
 pub use tap::{IoMethod, Tap, TapError, TapOptions};
 
 /// Largest frame: 64 KiB of IP packet, an Ethernet header, two VLAN tags.
@@ -28,7 +30,8 @@ pub trait Port: Send {
     /// Called once, by the thread that uses the port from then on.
     fn adopt(&mut self) {}
 
-    /// Becomes readable, edge by edge, when frames wait. None: frames never come from here.
+    /// Becomes readable, edge by edge, when frames wait. None: it is not to be waited for, since
+    /// frames come from here at any time or never.
     fn readiness(&self) -> Option<BorrowedFd<'_>>;
 
     /// Takes the frames of a batch in their order and says of each whether it was taken.

@@ -16,6 +16,7 @@ use flexvf_protocol::stats_page::Counter;
 use super::port::{MAX_FRAME, MAX_SLOTS, Port, Slots};
 use super::tx::{BATCH, Turn, available, notify};
 use crate::logic::counters::RingCounters;
+use crate::logic::dirty_log::SliceLog;
 use crate::logic::features::Negotiated;
 use crate::logic::memory;
 use crate::logic::ring::{Position, Ring};
@@ -57,8 +58,13 @@ enum Round {
 }
 
 impl<'m> RxPump<'m> {
-    pub(super) const fn new(ring: Ring<'m>, negotiated: Negotiated) -> Self {
-        Self { window: Window::new(ring, negotiated), slots: Slots::new(), mode: Mode::Many(1) }
+    pub(super) const fn new(
+        ring: Ring<'m>,
+        negotiated: Negotiated,
+        log: Option<SliceLog<'m>>,
+    ) -> Self {
+        let window = Window::new(ring, negotiated, log);
+        Self { window, slots: Slots::new(), mode: Mode::Many(1) }
     }
 
     pub(super) const fn position(&self) -> Position {
@@ -213,6 +219,9 @@ impl<'m> RxPump<'m> {
 }
 
 #[cfg(test)]
+mod marks;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::io::port::{Batch, Loopback};
@@ -237,7 +246,7 @@ mod tests {
             let ring = Ring::new(memory, &driver.layout, false, Position::default()).unwrap();
             Self {
                 driver,
-                pump: RxPump::new(ring, Negotiated::new(accepted)),
+                pump: RxPump::new(ring, Negotiated::new(accepted), None),
                 state: RxState::new(),
                 port: Loopback::new().unwrap(),
                 counters: RingCounters::default(),

@@ -11,6 +11,7 @@ use flexvf_protocol::stats_page::Counter;
 use crate::io::port::Slots;
 use crate::io::tx::facts;
 use crate::logic::counters::RingCounters;
+use crate::logic::dirty_log::SliceLog;
 use crate::logic::features::Negotiated;
 use crate::logic::memory::{self, GuestSlice};
 use crate::logic::net_header::RawHeader;
@@ -21,6 +22,8 @@ pub(super) struct Window<'m> {
     pub(super) ring: Ring<'m>,
     header_bytes: usize,
     mergeable: bool,
+    /// Where writes to the buffers are marked, while the front-end wants that.
+    log: Option<SliceLog<'m>>,
     chains: VecDeque<Chain>,
     /// Pieces of the chains, behind `spent` ones of earlier chains.
     pieces: Vec<GuestSlice<'m>>,
@@ -45,11 +48,16 @@ pub(super) enum Fill {
 }
 
 impl<'m> Window<'m> {
-    pub(super) const fn new(ring: Ring<'m>, negotiated: Negotiated) -> Self {
+    pub(super) const fn new(
+        ring: Ring<'m>,
+        negotiated: Negotiated,
+        log: Option<SliceLog<'m>>,
+    ) -> Self {
         Self {
             ring,
             header_bytes: negotiated.header_bytes,
             mergeable: negotiated.mergeable,
+            log,
             chains: VecDeque::new(),
             pieces: Vec::new(),
             spent: 0,
@@ -123,6 +131,9 @@ impl<'m> Window<'m> {
         header[10..].copy_from_slice(&used.to_le_bytes());
         let pieces = self.pieces.get(self.spent..).unwrap_or_default();
         memory::copy_in(pieces, 0, header.get(..self.header_bytes).unwrap_or_default());
+        if let Some(log) = &self.log {
+            log.mark(pieces, total);
+        }
         counters.frame(&facts(&header, pieces, self.header_bytes, bytes));
         let mut left = total;
         for chain in self.chains.drain(..usize::from(used)) {

@@ -7,9 +7,9 @@
 //!
 //! ```text
 //! open everything ─▶ give_up_rights() ─▶ Device::new() ─▶ filter_system_calls() ─▶ serve
-//!                     capabilities         starts threads   seccomp, all threads
-//!                     new privileges
-//!                     landlock
+//!                    capabilities        starts threads   seccomp, all threads
+//!                    new privileges
+//!                    landlock
 //! ```
 //!
 //! Neither can be taken back. The library calls neither by itself: they bind the whole thread and

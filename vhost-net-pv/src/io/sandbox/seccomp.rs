@@ -131,7 +131,7 @@ const ANY_ARGUMENTS: &[i64] = &[
     libc::SYS_eventfd2,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
-    // Length of a file that stands for memory; the stats page's lock.
+    // Kind and length of a file that stands for memory; the stats page's lock.
     libc::SYS_fstat,
     libc::SYS_fstatfs,
     libc::SYS_newfstatat,

@@ -59,6 +59,7 @@ impl Uring {
         // No system call filter sees what goes through a ring: it can do this and no more.
         submitter.register_restrictions(&mut [
             Restriction::sqe_op(opcode::Readv::CODE),
+            Restriction::sqe_op(opcode::Write::CODE),
             Restriction::sqe_op(opcode::Writev::CODE),
             Restriction::sqe_flags_required(ON_REGISTERED_FILE),
             Restriction::register_op(UNREGISTER_FILES),

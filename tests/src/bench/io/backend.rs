@@ -1,0 +1,102 @@
+//! Our backend's program, started as anyone would.
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use super::stage::{Stage, on_cpus, until};
+use crate::scenario::io::child::Child;
+
+/// Where a backend's frames go.
+#[derive(Debug, Clone, Copy)]
+pub enum Port<'t> {
+    /// Nowhere.
+    Null,
+    /// Nowhere, and 64-byte frames come without end.
+    Source,
+    /// To the interface of this name, which it makes if there is none.
+    Tap(&'t str),
+}
+
+/// A running backend.
+#[derive(Debug)]
+pub struct Backend {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Backend {
+    /// Starts one on the processors for backends, and waits until it listens.
+    pub fn start(stage: &Stage, port: Port<'_>, pairs: usize) -> Result<Self> {
+        let mut backend =
+            on_cpus(&stage.cores(pairs).backend, || Self::spawn(stage, port, pairs))??;
+        until("vhost-net-pv listens", || {
+            backend.child.check()?;
+            Ok(backend.socket.exists())
+        })?;
+        Ok(backend)
+    }
+
+    /// The same on any processor, for guests, which have none of their own.
+    pub fn start_unpinned(stage: &Stage, port: Port<'_>) -> Result<Self> {
+        let mut backend = Self::spawn(stage, port, 1)?;
+        until("vhost-net-pv listens", || {
+            backend.child.check()?;
+            Ok(backend.socket.exists())
+        })?;
+        Ok(backend)
+    }
+
+    /// Starts one and returns it with the time until its socket accepted a connection.
+    pub fn start_timed(stage: &Stage, port: Port<'_>) -> Result<(Self, Duration)> {
+        let begin = Instant::now();
+        let mut backend = Self::spawn(stage, port, 1)?;
+        loop {
+            if UnixStream::connect(&backend.socket).is_ok() {
+                return Ok((backend, begin.elapsed()));
+            }
+            if begin.elapsed() > LONGEST_START {
+                bail!("vhost-net-pv does not listen after {} s", LONGEST_START.as_secs());
+            }
+            backend.child.check()?;
+            // Shorter than what is to be seen, and long enough to leave the processor to it.
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    fn spawn(stage: &Stage, port: Port<'_>, pairs: usize) -> Result<Self> {
+        let name = stage.new_name("pv");
+        let socket = stage.run.join(format!("{name}.sock"));
+        let mut command = Command::new("vhost-net-pv");
+        command.arg("--socket").arg(&socket).args(["--queues", &pairs.to_string()]);
+        match port {
+            Port::Null => command.args(["--port", "null"]),
+            Port::Source => command.args(["--port", "source"]),
+            Port::Tap(name) => command.args(["--tap", name]),
+        };
+        command.args(&stage.backend_options);
+        let log = stage.out.join("vhost-net-pv.log");
+        Ok(Self { child: Child::start(&name, &mut command, &log)?, socket })
+    }
+
+    /// Where it listens.
+    pub const fn socket(&self) -> &PathBuf {
+        &self.socket
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// Fails if it has ended.
+    pub fn check(&mut self) -> Result<()> {
+        self.child.check()
+    }
+}
+
+/// Far more than any start takes.
+const LONGEST_START: Duration = Duration::from_secs(10);
