@@ -113,7 +113,8 @@ impl FrontEnd {
         const ROOM_AT: u16 = 1 << 10;
         let room = || Buffer { at: ROOM_AT, length: Length::Long(2048), flags: 2, next: None };
         let frame = [0x5a; 60];
-        self.start(u64::MAX, 8);
+        // Not LOG_ALL: rings would wait for a log.
+        self.start(!(1 << 26), 8);
         self.poke(0, BUFFERS + HEADER, &frame);
         let sent = Buffer { at: 0, length: Length::Short(72), flags: 0, next: None };
         self.chain(1, &[sent]);
@@ -327,8 +328,15 @@ fn bytes(payload: &Payload) -> Vec<u8> {
         Payload::Addresses(ring, [descriptors, available, used], flags) => {
             let user = |offset: u16| USER + u64::from(offset) * 4;
             let first = u64::from(*ring % 5) | u64::from(*flags) << 32;
-            vec![first, user(*descriptors), user(*used), user(*available), 0]
+            vec![
+                first,
+                user(*descriptors),
+                user(*used),
+                user(*available),
+                GUEST + u64::from(*flags) * PAGE,
+            ]
         }
+        Payload::Log(pages, offset) => vec![u64::from(*pages) * PAGE, u64::from(*offset) * PAGE],
         Payload::Region(region) => [0].into_iter().chain(numbers(region)).collect(),
         Payload::Table(regions) => {
             [regions.len() as u64].into_iter().chain(regions.iter().flat_map(numbers)).collect()

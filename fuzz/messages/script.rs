@@ -82,6 +82,8 @@ pub(crate) enum Payload {
     Ring(u8, u32),
     /// Addresses of a ring's parts, as offsets in the first memory.
     Addresses(u8, [u16; 3], u8),
+    /// A dirty log: pages and an offset in pages.
+    Log(u8, u8),
     Region(Region),
     Table(Vec<Region>),
     Words(Vec<u64>),
@@ -116,9 +118,9 @@ pub(crate) enum Descriptor {
 }
 
 /// Known requests, twice where much hangs on them.
-const REQUESTS: [u8; 44] = [
-    1, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 9, 10, 11, 11, 12, 12, 13, 13, 14, 15, 16, 17, 18, 18, 19, 20,
-    21, 22, 23, 24, 25, 28, 31, 32, 33, 34, 36, 37, 37, 38, 38, 39, 40,
+const REQUESTS: [u8; 45] = [
+    1, 2, 3, 4, 5, 5, 6, 6, 7, 8, 8, 9, 9, 10, 11, 11, 12, 12, 13, 13, 14, 15, 16, 17, 18, 18, 19,
+    20, 21, 22, 23, 24, 25, 28, 31, 32, 33, 34, 36, 37, 37, 38, 38, 39, 40,
 ];
 
 impl<'a> Arbitrary<'a> for Message {
@@ -148,6 +150,7 @@ fn payload(u: &mut Unstructured<'_>, request: u32) -> arbitrary::Result<Payload>
         2 | 16 | 19 | 20 | 39 => Payload::Word(u.arbitrary()?),
         8 | 10 | 11 | 12 | 13 | 14 | 18 => Payload::Ring(u.arbitrary()?, u.arbitrary()?),
         9 => Payload::Addresses(u.arbitrary()?, u.arbitrary()?, u.arbitrary()?),
+        6 => Payload::Log(u.arbitrary()?, u.arbitrary()?),
         5 => Payload::Table(u.arbitrary()?),
         37 | 38 => Payload::Region(u.arbitrary()?),
         _ => Payload::Nothing,
@@ -162,7 +165,7 @@ fn descriptors(u: &mut Unstructured<'_>, request: u32) -> arbitrary::Result<Vec<
         12 => vec![Descriptor::Kick(u.arbitrary()?)],
         13 | 14 => vec![Descriptor::Call(u.arbitrary()?)],
         // As many as regions, in the table's order; see `FrontEnd::message`.
-        5 | 37 => vec![Descriptor::Memory(u.arbitrary()?)],
+        5 | 6 | 37 => vec![Descriptor::Memory(u.arbitrary()?)],
         _ => Vec::new(),
     })
 }

@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use crate::dirty::Written;
 use arbitrary::{Arbitrary, Unstructured};
 use vhost_net_pv::logic::memory::Memory;
 use vhost_net_pv::logic::ring::{Layout, Position};
@@ -270,6 +271,11 @@ impl<'m> Guest<'m> {
         let harmless = matches!(poke.at, Spot::Buffer(_) | Spot::Table(..) | Spot::Descriptor(..));
         self.tidy &= harmless;
         (at, poke.value)
+    }
+
+    /// Whatever has changed is marked.
+    pub(crate) fn check_marks(&self, written: &Written<'_>) {
+        assert!(!self.tidy || written.is_marked(), "a page was written and not marked");
     }
 
     /// The walk has seen an impossible index and begins anew.

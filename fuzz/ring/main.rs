@@ -7,18 +7,20 @@
 //! - each chain is counted once when sending, and each frame once when receiving.
 //!
 //! And while the guest leaves ring and lengths alone: chains are returned in their order, with as
-//! many bytes as were written.
+//! many bytes as were written, and what was written for the guest is marked in a dirty log.
 #![no_main]
 
 use arbitrary::Arbitrary;
 use flexvf_protocol::stats_page::Counter;
 use libfuzzer_sys::fuzz_target;
-use vhost_net_pv::io::fuzzing::Walk;
+use vhost_net_pv::io::fuzzing::{Walk, Way};
 use vhost_net_pv::logic::ring::Position;
 
+use dirty::{Log, Written};
 use guest::{Deed, Guest, Place, Poke};
 use port::FuzzPort;
 
+mod dirty;
 mod guest;
 mod port;
 mod scribbler;
@@ -34,6 +36,7 @@ const MAX_TURNS: usize = 70_000;
 struct Input {
     receives: bool,
     features: Features,
+    logs: bool,
     log_size: u8,
     place: Place,
     start: u16,
@@ -67,10 +70,10 @@ fn run(input: &Input) {
     guest::wipe(memory);
     let mut guest = Guest::new(memory, input.receives, input.log_size, &input.place, input.start);
     let position = Position { next_available: input.start, next_used: input.start };
-    let walk = match input.receives {
-        true => Walk::rx(memory, &guest.layout, input.features.bits(), position),
-        false => Walk::tx(memory, &guest.layout, input.features.bits(), position),
-    };
+    let way = if input.receives { Way::Rx } else { Way::Tx };
+    let log = input.logs.then(Log::new);
+    let dirty = log.as_ref().map(Log::dirty);
+    let walk = Walk::new(way, memory, &guest.layout, input.features.bits(), position, dirty);
     let Ok(mut walk) = walk else { return };
     let mut port = FuzzPort::new(memory);
     let scribbles = input.scribbles.iter().map(|(poke, other)| (guest.address(poke), *other));
@@ -78,11 +81,11 @@ fn run(input: &Input) {
     for deed in input.deeds.iter().take(MAX_DEEDS) {
         match deed {
             Deed::Turn(limit) => {
-                let mut judge = Judge::new(&walk, &port);
+                let mut judge = Judge::new(&walk, &port, log.as_ref());
                 walk.turn(&mut port, limit % BATCH + 1);
                 judge.turned(&walk, &port, input, &mut guest);
             }
-            Deed::Turns => settle(&mut walk, &mut port, input, &mut guest),
+            Deed::Turns => settle(&mut walk, &mut port, input, &mut guest, log.as_ref()),
             Deed::AskForKick => drop(ask_for_kick(&mut walk, &mut guest)),
             Deed::Frame(length) => port.offer(usize::from(*length)),
             Deed::InMidTurn(pokes) => port.poke_later(pokes.iter().map(|p| guest.address(p))),
@@ -92,9 +95,15 @@ fn run(input: &Input) {
 }
 
 /// Goes on as a worker does, until there is nothing left to do.
-fn settle(walk: &mut Walk<'_>, port: &mut FuzzPort, input: &Input, guest: &mut Guest<'_>) {
+fn settle(
+    walk: &mut Walk<'_>,
+    port: &mut FuzzPort,
+    input: &Input,
+    guest: &mut Guest<'_>,
+    log: Option<&Log>,
+) {
     for _ in 0..MAX_TURNS {
-        let mut judge = Judge::new(walk, port);
+        let mut judge = Judge::new(walk, port, log);
         let more = walk.turn(port, BATCH);
         judge.turned(walk, port, input, guest);
         if !more && !ask_for_kick(walk, guest) {
@@ -119,8 +128,10 @@ fn ask_for_kick(walk: &mut Walk<'_>, guest: &mut Guest<'_>) -> bool {
 }
 
 /// What a turn may do.
-struct Judge {
+struct Judge<'l> {
     before: Position,
+    /// What memory was, and the log of what is written to it.
+    written: Option<Written<'l>>,
     counted_before: [u64; 6],
     given_before: u64,
     was_holding: bool,
@@ -136,9 +147,10 @@ const COUNTED: [Counter; 6] = [
     Counter::Segments,
 ];
 
-impl Judge {
-    fn new(walk: &Walk<'_>, port: &FuzzPort) -> Self {
+impl<'l> Judge<'l> {
+    fn new(walk: &Walk<'_>, port: &FuzzPort, log: Option<&'l Log>) -> Self {
         Self {
+            written: log.filter(|_| !port.is_to_poke()).map(Log::watch),
             before: walk.position(),
             counted_before: COUNTED.map(|counter| walk.counters.get(counter)),
             given_before: port.given(),
@@ -177,9 +189,14 @@ impl Judge {
         }
         let jumped = taken != returned;
         assert!(!jumped || malformed > 0, "{taken} chains taken, {returned} returned");
+        // What is in buffers that were not returned need not be marked.
+        let all_returned = !self.was_holding && !walk.is_holding() && no_buffer == 0;
         if jumped {
             guest.is_lost();
         } else {
+            if let Some(written) = self.written.take().filter(|_| all_returned) {
+                guest.check_marks(&written);
+            }
             let in_order = !input.receives && input.features.in_order;
             let header_bytes =
                 guest.header_bytes(input.features.modern || input.features.mergeable);

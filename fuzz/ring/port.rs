@@ -38,6 +38,10 @@ impl FuzzPort {
         self.pokes.extend(pokes);
     }
 
+    pub(crate) const fn is_to_poke(&self) -> bool {
+        !self.pokes.is_empty()
+    }
+
     fn poke(&mut self) {
         for (at, value) in self.pokes.drain(..) {
             let _ = self.memory.write(&value.to_le_bytes(), GuestAddress(at));

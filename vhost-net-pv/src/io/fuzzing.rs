@@ -4,6 +4,7 @@ use super::port::Port;
 use super::rx::{RxPump, RxState};
 use super::tx::{Turn, TxPump};
 use crate::logic::counters::RingCounters;
+use crate::logic::dirty_log::{DirtyLog, SliceLog, UsedLog};
 use crate::logic::features::Negotiated;
 use crate::logic::memory::Memory;
 use crate::logic::ring::{BadLayout, Layout, Position, Ring};
@@ -20,36 +21,38 @@ enum Pump<'m> {
     Rx(RxPump<'m>, RxState),
 }
 
-impl<'m> Walk<'m> {
-    /// Frames from the guest.
-    ///
-    /// # Errors
-    /// The ring cannot be used.
-    pub fn tx(
-        memory: &'m Memory,
-        layout: &Layout,
-        features: u64,
-        position: Position,
-    ) -> Result<Self, BadLayout> {
-        let negotiated = Negotiated::new(features);
-        let ring = Ring::new(memory, layout, negotiated.event_idx, position)?;
-        let pump = Pump::Tx(TxPump::new(ring, negotiated));
-        Ok(Self { pump, counters: RingCounters::default() })
-    }
+/// Which way a ring's frames go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From the guest.
+    Tx,
+    /// To the guest.
+    Rx,
+}
 
-    /// Frames to the guest.
+impl<'m> Walk<'m> {
+    /// A ring at its start, or anywhere else.
     ///
     /// # Errors
     /// The ring cannot be used.
-    pub fn rx(
+    pub fn new(
+        way: Way,
         memory: &'m Memory,
         layout: &Layout,
         features: u64,
         position: Position,
+        log: Option<&'m DirtyLog>,
     ) -> Result<Self, BadLayout> {
         let negotiated = Negotiated::new(features);
-        let ring = Ring::new(memory, layout, negotiated.event_idx, position)?;
-        let pump = Pump::Rx(RxPump::new(ring, negotiated), RxState::new());
+        let mut ring = Ring::new(memory, layout, negotiated.event_idx, position)?;
+        ring.log_used(log.map(|log| UsedLog::new(log, layout.used)));
+        let pump = match way {
+            Way::Tx => Pump::Tx(TxPump::new(ring, negotiated)),
+            Way::Rx => {
+                let log = log.map(|log| SliceLog::new(log, memory));
+                Pump::Rx(RxPump::new(ring, negotiated, log), RxState::new())
+            }
+        };
         Ok(Self { pump, counters: RingCounters::default() })
     }
 
