@@ -7,6 +7,7 @@ use clap::Parser;
 use vhost_net_pv::config::{Cli, FeaturesArgs, Task};
 use vhost_net_pv::{io, report};
 
+mod logging;
 mod serve;
 mod watch;
 

@@ -1,20 +1,20 @@
 //! Serving, from the first signal to the last: what the library leaves to its program.
 
-use std::io::IsTerminal;
 use std::sync::Arc;
 
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use tracing::{info, warn};
-use tracing_subscriber::EnvFilter;
 use vhost_net_pv::config::{Opened, ServeArgs, Switch};
 use vhost_net_pv::io::sandbox::{self, Needs};
 use vhost_net_pv::io::systemd::Notifier;
 use vhost_net_pv::{Device, Stopper};
 
+use super::logging;
+
 /// Serves until a signal, or until the only front-end has gone.
 pub(crate) fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
-    start_logging();
+    logging::start();
     // Blocked before the first thread starts, so that no thread but ours is interrupted.
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block().context("cannot block signals")?;
@@ -71,14 +71,4 @@ fn stop_at(signals: SigSet, stopper: Stopper, notifier: Arc<Notifier>) -> std::i
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(wait)?;
     Ok(())
-}
-
-/// Logs go to standard error, as verbose as the environment says.
-fn start_logging() {
-    let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(level))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
 }

@@ -11,6 +11,7 @@ use flexvf_protocol::stats_page::Header;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use vhost::vhost_user::message::FrontendReq;
 
+use common::log::Log;
 use common::testing::BASE;
 use common::{FrontEnd, MEMORY, RX_BUFFERS, Shared, USER_ADDRESS};
 use program::Backend;
@@ -119,6 +120,23 @@ fn memory_cut_amid_traffic_ends_that_connection_only() {
         before.get_or_insert_with(|| held(&backend));
     }
     assert_eq!(Some(held(&backend)), before);
+    serves(&backend);
+    assert!(backend.end());
+}
+
+#[test]
+fn a_dirty_log_cut_in_a_migration_ends_that_connection_only() {
+    let backend = Backend::start("loopback", 1);
+    let shared = Shared::new();
+    let mut front_end = FrontEnd::connect(&backend.socket(), &shared);
+    front_end.start();
+    let log = Log::new();
+    front_end.log_on(&log);
+    exchange(&mut front_end, 1);
+    nix::unistd::ftruncate(&log.file, 0).unwrap();
+    front_end.send_frame(&[2; 60]);
+    assert!(front_end.reply().is_err(), "still served");
+    backend.until("it is refused", || refused(&backend) == 1);
     serves(&backend);
     assert!(backend.end());
 }

@@ -1,6 +1,8 @@
 //! The outside world: sockets, descriptors, threads, interfaces, the stats file.
 
 mod backend;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod gate;
 mod lane;
 mod log_map;
