@@ -34,7 +34,7 @@ const BUFFERS: u64 = 128;
 /// An ethertype for experiments (IEEE 802).
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 const PORT: u16 = 4321;
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The guest: what it has sent and received.
 struct Guest<'m> {

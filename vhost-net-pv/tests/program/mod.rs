@@ -71,6 +71,8 @@ impl Backend {
     /// Starts it again after it was killed.
     pub(crate) fn restart(&mut self) {
         self.child = spawn(self.folder.path(), &self.arguments);
+        // The socket's file is there already, left by the one that was killed.
+        self.until("it is ready again", || self.log().contains("ready"));
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
