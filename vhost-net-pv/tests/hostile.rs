@@ -61,7 +61,9 @@ struct Held {
     mappings: usize,
 }
 
+/// What it holds for none of the front-ends that came so far, the last of which it may only now see.
 fn held(backend: &Backend) -> Held {
+    serves(backend);
     gone(backend);
     Held { files: backend.open_files(), mappings: backend.mappings() }
 }
