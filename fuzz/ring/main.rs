@@ -76,16 +76,18 @@ fn run(input: &Input) {
     let walk = Walk::new(way, memory, &guest.layout, input.features.bits(), position, dirty);
     let Ok(mut walk) = walk else { return };
     let mut port = FuzzPort::new(memory);
+    // What is written meanwhile by others cannot be told from what the walk writes.
+    let judged_log = log.as_ref().filter(|_| input.scribbles.is_empty());
     let scribbles = input.scribbles.iter().map(|(poke, other)| (guest.address(poke), *other));
     let _scribbling = scribbler::scribble(scribbles.collect());
     for deed in input.deeds.iter().take(MAX_DEEDS) {
         match deed {
             Deed::Turn(limit) => {
-                let mut judge = Judge::new(&walk, &port, log.as_ref());
+                let mut judge = Judge::new(&walk, &port, judged_log);
                 walk.turn(&mut port, limit % BATCH + 1);
                 judge.turned(&walk, &port, input, &mut guest);
             }
-            Deed::Turns => settle(&mut walk, &mut port, input, &mut guest, log.as_ref()),
+            Deed::Turns => settle(&mut walk, &mut port, input, &mut guest, judged_log),
             Deed::AskForKick => drop(ask_for_kick(&mut walk, &mut guest)),
             Deed::Frame(length) => port.offer(usize::from(*length)),
             Deed::InMidTurn(pokes) => port.poke_later(pokes.iter().map(|p| guest.address(p))),
