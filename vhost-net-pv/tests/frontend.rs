@@ -273,6 +273,25 @@ fn a_ring_goes_on_where_it_was_stopped() {
 }
 
 #[test]
+fn a_front_end_that_looked_too_early_gets_no_chain_back_twice() {
+    let backend = Backend::start();
+    let shared = Shared::new();
+    let mut front_end = FrontEnd::connect(&backend.socket(), &shared);
+    front_end.start();
+    for seed in 0..3 {
+        front_end.give_buffers(1);
+        front_end.send_frame(&[seed; 64]);
+        assert_eq!(front_end.receive_frame_at(seed.into()), [seed; 64]);
+    }
+    assert_eq!([front_end.stop_ring(0), front_end.stop_ring(1)], [3, 3]);
+    front_end.start_rings([1, 2]);
+    front_end.give_buffers(1);
+    front_end.send_frame(&[9; 64]);
+    assert_eq!(front_end.receive_frame_at(3), [9; 64]);
+    assert_eq!([front_end.stop_ring(0), front_end.stop_ring(1)], [4, 4]);
+}
+
+#[test]
 fn a_guest_that_may_have_missed_an_interrupt_gets_one_when_its_rings_start() {
     let backend = Backend::start();
     let shared = Shared::new();

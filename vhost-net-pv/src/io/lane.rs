@@ -97,8 +97,17 @@ impl Lane {
             Ok(mut ring) => {
                 if !served.resumed {
                     // Chains are returned in order and at once, so the used index in memory tells
-                    // exactly what was returned, also after a backend that was killed.
-                    ring.resume_used(ring.used_index_in_memory());
+                    // exactly what was returned, also after a backend that was killed. A front-end
+                    // that has lost its backend guesses, and may have looked too early: a chain that
+                    // is returned twice is the end of a Linux guest's ring.
+                    let (told, index) = (served.setup.next_available, ring.used_index_in_memory());
+                    if told != index {
+                        debug!(
+                            told,
+                            index, "the ring goes on where it is, not where it is said to be"
+                        );
+                    }
+                    ring.resume_at(index);
                     served.resumed = true;
                 }
                 let used_log = shared.log.zip(served.setup.used_log);

@@ -58,6 +58,9 @@ impl Offloads {
 /// returned is lost; frames of the batch under way may go out twice, which networks are used to;
 /// frames for the guest that were taken from the port and not yet returned are lost, as in any NIC
 /// that is reset. The record could save no more than the last two.
+///
+/// Not PAGEFAULT (postcopy): the front-end would get a descriptor by which it can write to memory of
+/// this process that it was never given; `ARCHITECTURE.md` has the whole of it.
 pub fn protocol_features() -> VhostUserProtocolFeatures {
     VhostUserProtocolFeatures::MQ
         | VhostUserProtocolFeatures::REPLY_ACK

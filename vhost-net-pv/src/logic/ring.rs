@@ -278,10 +278,11 @@ impl<'m> Ring<'m> {
         u16::from_le(self.used_idx.load(Ordering::Acquire))
     }
 
-    /// Goes on from another used index.
-    pub const fn resume_used(&mut self, next_used: u16) {
-        self.position.next_used = next_used;
-        self.published = next_used;
+    /// Goes on where so many chains were taken, and all of them returned.
+    pub const fn resume_at(&mut self, index: u16) {
+        self.position = Position { next_available: index, next_used: index };
+        self.seen = index;
+        self.published = index;
     }
 }
 

@@ -1,5 +1,6 @@
 //! A driver's side of a ring in memory of our own, for tests.
 
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, GuestAddress};
@@ -125,6 +126,24 @@ impl<'m> Driver<'m> {
     /// The used index that the device has shown.
     pub(crate) fn used_index(&self) -> u16 {
         self.memory.load(GuestAddress(self.layout.used + 2), Ordering::Acquire).unwrap()
+    }
+
+    /// Takes the chains that came back off `taken`, the heads offered, where a device that keeps the
+    /// order names the last of several only; returns their number.
+    pub(crate) fn returned_in_order(&mut self, taken: &mut VecDeque<u16>) -> usize {
+        let before = taken.len();
+        while self.used_seen != self.used_index() {
+            let slot = u64::from(self.used_seen % self.layout.size);
+            let last: u32 =
+                self.memory.read_obj(GuestAddress(self.layout.used + 4 + 8 * slot)).unwrap();
+            let head = std::iter::from_fn(|| {
+                self.used_seen = self.used_seen.wrapping_add(1);
+                taken.pop_front().map(u32::from)
+            })
+            .find(|head| *head == last);
+            assert_eq!(head, Some(last), "a chain came back that is not under way");
+        }
+        before - taken.len()
     }
 
     /// Makes the ring as a driver finds it when it starts.

@@ -36,6 +36,7 @@ const NEED_REPLY: u32 = 8;
 /// The front-end wants writes to guest memory marked in its log.
 pub(crate) const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 pub(crate) const RING_SIZE: u16 = 64;
+pub(crate) const IN_ORDER: u64 = 1 << VIRTIO_F_IN_ORDER;
 /// Buffers of the receive ring.
 pub(crate) const RX_BUFFERS: u64 = BASE + 0x2_0000;
 pub(crate) const RX_BUFFER: u64 = 2048;
@@ -80,6 +81,8 @@ impl Shared {
 pub(crate) struct FrontEnd<'m> {
     /// The features that it has accepted.
     pub(crate) accepted: u64,
+    /// Features that it does not accept.
+    pub(crate) refused: u64,
     pub(crate) stream: UnixStream,
     shared: &'m Shared,
     pub(crate) rx: Driver<'m>,
@@ -112,6 +115,9 @@ impl<'m> FrontEnd<'m> {
         let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
         let mut front_end = Self {
             accepted: 0,
+            // As Linux up to 6.18: every chain has an entry of its own in the used ring. Logging is
+            // asked for when a migration begins, not before.
+            refused: IN_ORDER | LOG_ALL,
             stream,
             shared,
             rx: Driver::at(&shared.memory, size, BASE),
@@ -209,9 +215,7 @@ impl<'m> FrontEnd<'m> {
             let early = self.ask(FrontendReq::SET_VRING_ENABLE, &enable, &[]);
             assert_eq!(early.unwrap(), 0, "ring {ring} could not be enabled early");
         }
-        // As Linux up to 6.18: every chain has an entry of its own in the used ring.
-        // Logging is asked for when a migration begins, not before.
-        self.accepted = features & !(1 << VIRTIO_F_IN_ORDER) & !LOG_ALL;
+        self.accepted = features & !self.refused;
         self.tell(FrontendReq::SET_FEATURES, &[self.accepted], &[]);
         features
     }

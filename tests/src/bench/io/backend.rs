@@ -77,6 +77,11 @@ impl Backend {
             Port::Source => command.args(["--port", "source"]),
             Port::Tap(name) => command.args(["--tap", name]),
         };
+        let method_is_given = stage.backend_options.iter().any(|option| option.starts_with("--io"));
+        if matches!(port, Port::Tap(_)) && !method_is_given {
+            // Its default where there is io_uring; without, it is not to be measured unnoticed.
+            command.args(["--io", "uring"]);
+        }
         command.args(&stage.backend_options);
         let log = stage.out.join("vhost-net-pv.log");
         Ok(Self { child: Child::start(&name, &mut command, &log)?, socket })
