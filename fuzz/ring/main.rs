@@ -17,13 +17,16 @@ use vhost_net_pv::io::fuzzing::{Walk, Way};
 use vhost_net_pv::logic::ring::Position;
 
 use dirty::{Log, Written};
-use guest::{Deed, Guest, Place, Poke};
+use guest::Guest;
 use port::FuzzPort;
+use script::{Deed, Place, Poke};
 
 mod dirty;
 mod guest;
+mod memory;
 mod port;
 mod scribbler;
+mod script;
 
 const MAX_DEEDS: usize = 64;
 /// A turn's own bound.
@@ -66,8 +69,8 @@ impl Features {
 fuzz_target!(|input: Input| run(&input));
 
 fn run(input: &Input) {
-    let memory = guest::memory();
-    guest::wipe(memory);
+    let memory = memory::memory();
+    memory::wipe(memory);
     let mut guest = Guest::new(memory, input.receives, input.log_size, &input.place, input.start);
     let position = Position { next_available: input.start, next_used: input.start };
     let way = if input.receives { Way::Rx } else { Way::Tx };
