@@ -72,7 +72,9 @@ impl FrontEnd {
 
     pub(crate) fn play(&mut self, step: &Step) {
         match step {
-            Step::Start { features, log_size } => self.start(*features, *log_size),
+            Step::Start { features, log_size, rings } => {
+                self.start(*features, *log_size, usize::from(*rings) % RINGS + 1);
+            }
             Step::Message(message) => self.message(message),
             Step::Raw(bytes, descriptors) => {
                 self.broken = true;
@@ -114,7 +116,7 @@ impl FrontEnd {
         let room = || Buffer { at: ROOM_AT, length: Length::Long(2048), flags: 2, next: None };
         let frame = [0x5a; 60];
         // Not LOG_ALL: rings would wait for a log.
-        self.start(!(1 << 26), 8);
+        self.start(!(1 << 26), 8, 2);
         self.poke(0, BUFFERS + HEADER, &frame);
         let sent = Buffer { at: 0, length: Length::Short(72), flags: 0, next: None };
         self.chain(1, &[sent]);
@@ -134,8 +136,8 @@ impl FrontEnd {
         }
     }
 
-    /// All that makes four rings run, with the features that there are of those asked for.
-    fn start(&mut self, features: u64, log_size: u8) {
+    /// All that makes rings run, with the features that there are of those asked for.
+    fn start(&mut self, features: u64, log_size: u8, rings: usize) {
         self.size = 1 << (log_size % 9);
         let offered = self.ask(GET_FEATURES);
         let protocol = self.ask(15);
@@ -144,7 +146,7 @@ impl FrontEnd {
         // Protocol features stay, or rings would need no enabling.
         self.tell(2, &[offered & (features | 1 << 30)], &[]);
         self.tell(37, &[0, GUEST, MEMORY_BYTES, USER, 0], &[Descriptor::Memory(0)]);
-        for ring in 0..RINGS {
+        for ring in 0..rings {
             let base = ring as u64 * RING_BYTES + USER;
             let (word, number) = (ring as u64, ring as u8);
             self.available[ring] = 0;

@@ -9,6 +9,7 @@ pub(crate) enum Step {
     Start {
         features: u64,
         log_size: u8,
+        rings: u8,
     },
     /// A message, right or not.
     Message(Message),

@@ -9,7 +9,7 @@ use vm_memory::{
     Bytes, FileOffset, GuestMemoryBackend, GuestMemoryRegion, MmapRegion, VolatileMemory,
 };
 
-use crate::guest;
+use crate::memory;
 
 /// Covers all of the guest's memory but its last bytes, which no log covers.
 const BYTES: usize = 64;
@@ -61,7 +61,7 @@ impl Written<'_> {
 /// Pages that a log covers, with their numbers.
 fn pages() -> Vec<(u64, Vec<u8>)> {
     let mut pages = Vec::new();
-    for region in guest::memory().iter() {
+    for region in memory::memory().iter() {
         let first = region.start_addr().0 / LOG_PAGE;
         for page in (0..region.len() / LOG_PAGE).filter(|page| first + page < 8 * BYTES as u64) {
             let mut bytes = vec![0; LOG_PAGE as usize];

@@ -1,134 +1,12 @@
-//! The guest: its memory, and what it does to it.
+//! The guest: what it does to its memory, and what it expects of its ring.
 
-use std::sync::OnceLock;
-
-use crate::dirty::Written;
-use arbitrary::{Arbitrary, Unstructured};
 use vhost_net_pv::logic::memory::Memory;
 use vhost_net_pv::logic::ring::{Layout, Position};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress};
 
-/// Rings; right behind it, in another region, buffers; behind a gap, more of them; and the last
-/// bytes that there can be.
-const REGIONS: [(u64, usize); 4] =
-    [(0x1_0000, 0x1_0000), (0x2_0000, 0x8000), (0x10_0000, 0x8000), (LAST, 0x1000)];
-const LAST: u64 = u64::MAX - 0x1fff;
-const RINGS: u64 = REGIONS[0].0;
-const BUFFERS: u64 = REGIONS[1].0;
-/// Where a tidy ring's parts and tables of indirect descriptors lie, from [`RINGS`] on.
-const AVAILABLE: u64 = 0x4000;
-const USED: u64 = 0x5000;
-const TABLES: u64 = 0x8000;
-const TABLE_BYTES: u64 = 0x800;
-
-/// Where the ring's parts are.
-#[derive(Debug, Arbitrary)]
-pub(crate) enum Place {
-    Tidy,
-    /// Anywhere, also upon one another.
-    Anywhere {
-        descriptors: u16,
-        available: u16,
-        used: u16,
-    },
-}
-
-/// A number written somewhere.
-#[derive(Debug, Clone, Arbitrary)]
-pub(crate) struct Poke {
-    at: Spot,
-    value: u64,
-}
-
-#[derive(Debug, Clone, Arbitrary)]
-enum Spot {
-    Descriptor(u8, u8),
-    Table(u8, u8, u8),
-    AvailableIndex,
-    AvailableEntry(u8),
-    AvailableFlags,
-    UsedEvent,
-    Used(u8),
-    Buffer(u16),
-    Rings(u16),
-}
-
-/// One thing that the guest does, or that is done with its ring.
-#[derive(Debug, Arbitrary)]
-pub(crate) enum Deed {
-    /// A chain of buffers as they should be, offered.
-    Chain {
-        wrong_way: Rarely,
-        buffers: Vec<(u16, Length)>,
-    },
-    /// The same in a table of its own.
-    Indirect {
-        wrong_way: Rarely,
-        table: u8,
-        buffers: Vec<(u16, Length)>,
-    },
-    Descriptor {
-        index: u8,
-        address: Address,
-        length: Length,
-        flags: u16,
-        next: u8,
-    },
-    TableEntry {
-        table: u8,
-        index: u8,
-        address: Address,
-        length: Length,
-        flags: u16,
-        next: u8,
-    },
-    Offer(Vec<u8>),
-    Jump(u16),
-    UsedEvent(u16),
-    /// A virtio-net header: flags, kind of segmentation, lengths.
-    Header {
-        at: u16,
-        flags: u8,
-        gso_type: u8,
-        lengths: [u16; 5],
-    },
-    Poke(Poke),
-    InMidTurn(Vec<Poke>),
-    /// The port has a frame for the guest.
-    Frame(u16),
-    Turn(u16),
-    Turns,
-    AskForKick,
-}
-
-/// Once in eight times.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Rarely(bool);
-
-impl<'a> Arbitrary<'a> for Rarely {
-    fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
-        Ok(Self(u.ratio(1, 8)?))
-    }
-}
-
-#[derive(Debug, Clone, Copy, Arbitrary)]
-pub(crate) enum Address {
-    Buffer(u16),
-    Table(u8),
-    Rings(u16),
-    /// The end of the first region of buffers, and of what there can be.
-    NearGap(u8),
-    NearTop(u16),
-    Any(u64),
-}
-
-#[derive(Debug, Clone, Copy, Arbitrary)]
-pub(crate) enum Length {
-    Short(u8),
-    Long(u16),
-    Entries(u8),
-    Any(u32),
-}
+use crate::dirty::Written;
+use crate::memory::{AVAILABLE, RINGS, USED, buffer_at, table_at};
+use crate::script::{Deed, Length, Place, Poke, Spot};
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -146,25 +24,6 @@ pub(crate) struct Guest<'m> {
     start: u16,
     /// How far the walk has come.
     taken: u16,
-}
-
-/// The guest's memory, the same one for all inputs.
-pub(crate) fn memory() -> &'static Memory {
-    static MEMORY: OnceLock<Memory> = OnceLock::new();
-    MEMORY.get_or_init(|| {
-        Memory::from_ranges(&REGIONS.map(|(at, bytes)| (GuestAddress(at), bytes))).unwrap()
-    })
-}
-
-/// Makes it as an input finds it, whatever ran before.
-pub(crate) fn wipe(memory: &Memory) {
-    for region in memory.iter() {
-        region
-            .as_volatile_slice()
-            .unwrap()
-            .write_slice(&vec![0; region.len() as usize], 0)
-            .unwrap();
-    }
 }
 
 impl<'m> Guest<'m> {
@@ -379,44 +238,4 @@ impl<'m> Guest<'m> {
     fn put(&self, address: u64, bytes: &[u8]) {
         let _ = self.memory.write(bytes, GuestAddress(address));
     }
-}
-
-impl Address {
-    const fn may_be_the_ring(self) -> bool {
-        matches!(self, Self::Rings(_) | Self::Any(_))
-    }
-
-    fn get(self) -> u64 {
-        match self {
-            Self::Buffer(at) => buffer_at(at),
-            Self::Table(table) => table_at(table),
-            Self::Rings(at) => RINGS + u64::from(at),
-            Self::NearGap(before) => BUFFERS + REGIONS[1].1 as u64 - u64::from(before),
-            Self::NearTop(before) => LAST + REGIONS[3].1 as u64 - u64::from(before),
-            Self::Any(address) => address,
-        }
-    }
-}
-
-impl Length {
-    fn get(self) -> u32 {
-        match self {
-            Self::Short(length) => length.into(),
-            Self::Long(length) => length.into(),
-            Self::Entries(count) => u32::from(count) * 16,
-            Self::Any(length) => length,
-        }
-    }
-}
-
-/// One of a few places, so that headers meet the chains that they are for; or anywhere, also
-/// behind the end of the region.
-fn buffer_at(at: u16) -> u64 {
-    let at = u64::from(at);
-    let place = if at < 0x8000 { at % 20 * 0x800 } else { at - 0x8000 };
-    BUFFERS + place
-}
-
-fn table_at(table: u8) -> u64 {
-    RINGS + TABLES + u64::from(table % 16) * TABLE_BYTES
 }

@@ -17,13 +17,16 @@ use vhost_net_pv::io::fuzzing::{Walk, Way};
 use vhost_net_pv::logic::ring::Position;
 
 use dirty::{Log, Written};
-use guest::{Deed, Guest, Place, Poke};
+use guest::Guest;
 use port::FuzzPort;
+use script::{Deed, Place, Poke};
 
 mod dirty;
 mod guest;
+mod memory;
 mod port;
 mod scribbler;
+mod script;
 
 const MAX_DEEDS: usize = 64;
 /// A turn's own bound.
@@ -66,8 +69,8 @@ impl Features {
 fuzz_target!(|input: Input| run(&input));
 
 fn run(input: &Input) {
-    let memory = guest::memory();
-    guest::wipe(memory);
+    let memory = memory::memory();
+    memory::wipe(memory);
     let mut guest = Guest::new(memory, input.receives, input.log_size, &input.place, input.start);
     let position = Position { next_available: input.start, next_used: input.start };
     let way = if input.receives { Way::Rx } else { Way::Tx };
@@ -76,16 +79,18 @@ fn run(input: &Input) {
     let walk = Walk::new(way, memory, &guest.layout, input.features.bits(), position, dirty);
     let Ok(mut walk) = walk else { return };
     let mut port = FuzzPort::new(memory);
+    // What is written meanwhile by others cannot be told from what the walk writes.
+    let judged_log = log.as_ref().filter(|_| input.scribbles.is_empty());
     let scribbles = input.scribbles.iter().map(|(poke, other)| (guest.address(poke), *other));
     let _scribbling = scribbler::scribble(scribbles.collect());
     for deed in input.deeds.iter().take(MAX_DEEDS) {
         match deed {
             Deed::Turn(limit) => {
-                let mut judge = Judge::new(&walk, &port, log.as_ref());
+                let mut judge = Judge::new(&walk, &port, judged_log);
                 walk.turn(&mut port, limit % BATCH + 1);
                 judge.turned(&walk, &port, input, &mut guest);
             }
-            Deed::Turns => settle(&mut walk, &mut port, input, &mut guest, log.as_ref()),
+            Deed::Turns => settle(&mut walk, &mut port, input, &mut guest, judged_log),
             Deed::AskForKick => drop(ask_for_kick(&mut walk, &mut guest)),
             Deed::Frame(length) => port.offer(usize::from(*length)),
             Deed::InMidTurn(pokes) => port.poke_later(pokes.iter().map(|p| guest.address(p))),

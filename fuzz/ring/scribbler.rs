@@ -7,7 +7,7 @@ use std::thread::Thread;
 use vhost_net_pv::logic::memory::Memory;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::guest;
+use crate::memory;
 
 /// An address, and two values that it has in turn.
 type Scribble = ((u64, u64), u64);
@@ -46,7 +46,7 @@ fn work() {
         }
         let scribbles = SCRIBBLES.lock().unwrap();
         while WANTED.load(Ordering::SeqCst) {
-            write(guest::memory(), &scribbles);
+            write(memory::memory(), &scribbles);
         }
     }
 }
