@@ -27,6 +27,11 @@ pub trait Experiment {
         None
     }
 
+    /// Pairs of runs where so many are asked for: more of runs that are short.
+    fn pairs(&self, asked: usize) -> usize {
+        asked
+    }
+
     /// One run of one side: a value for each of `rows`, which are some of its own.
     ///
     /// # Errors
@@ -45,13 +50,14 @@ pub struct Driven {
 
 /// Runs what fills the rows of these names, each side `pairs` times; `tell` hears how it goes.
 pub fn drive(
-    experiments: &mut [Box<dyn Experiment + '_>],
+    experiments: Vec<Box<dyn Experiment + '_>>,
     names: &[&str],
     pairs: usize,
     tell: impl Fn(&str),
 ) -> Driven {
     let mut driven = Driven::default();
-    for experiment in experiments {
+    // By value: what an experiment has running ends with it.
+    for mut experiment in experiments {
         let rows: Vec<Row> =
             experiment.rows().into_iter().filter(|row| names.contains(&row.name)).collect();
         if rows.is_empty() {
@@ -60,7 +66,8 @@ pub fn drive(
         if let Some(note) = experiment.note() {
             tell(&format!("NOTE: {note}"));
         }
-        match alternate(&mut **experiment, &rows, pairs, &tell) {
+        let pairs = experiment.pairs(pairs);
+        match alternate(&mut *experiment, &rows, pairs, &tell) {
             Ok(outcomes) => {
                 for (row, outcome) in rows.into_iter().zip(outcomes) {
                     tell(&line(&row, &outcome));
@@ -157,7 +164,7 @@ mod tests {
     #[test]
     fn sides_take_turns_and_each_row_gets_its_own_values() {
         let script = scripted(&["a", "b"], &[&[2.0, 9.0], &[1.0, 3.0], &[4.0, 8.0], &[2.0, 2.0]]);
-        let driven = drive(&mut [Box::new(&script)], &["a", "b"], 2, |_| ());
+        let driven = drive(vec![Box::new(&script)], &["a", "b"], 2, |_| ());
         assert!(driven.failures.is_empty());
         let ratios: Vec<_> = driven.results.iter().map(|(_, o)| (o.name, o.ratio_max)).collect();
         assert_eq!(ratios, [("a", 2.0), ("b", 4.0)]);
@@ -168,7 +175,7 @@ mod tests {
     fn what_nobody_asked_for_is_not_run() {
         let wanted = scripted(&["a"], &[&[1.0], &[1.0]]);
         let other = scripted(&["b"], &[]);
-        let driven = drive(&mut [Box::new(&other), Box::new(&wanted)], &["a"], 1, |_| ());
+        let driven = drive(vec![Box::new(&other), Box::new(&wanted)], &["a"], 1, |_| ());
         assert_eq!(driven.results.len(), 1);
         assert!(other.borrow().turns.is_empty());
     }
@@ -177,8 +184,7 @@ mod tests {
     fn an_experiment_that_fails_is_named_and_the_others_go_on() {
         let broken = scripted(&["a", "b"], &[&[1.0, 1.0]]);
         let good = scripted(&["c"], &[&[1.0], &[1.0]]);
-        let mut experiments: [Box<dyn Experiment>; 2] = [Box::new(&broken), Box::new(&good)];
-        let driven = drive(&mut experiments, &["a", "b", "c"], 1, |_| ());
+        let driven = drive(vec![Box::new(&broken), Box::new(&good)], &["a", "b", "c"], 1, |_| ());
         assert_eq!(driven.failures, ["a, b: nothing left"]);
         assert_eq!(driven.results.len(), 1);
     }

@@ -34,7 +34,7 @@ pub struct Options {
     /// Write the results here
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Pairs of runs
+    /// Pairs of runs; of short ones, five times as many
     #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..))]
     pub pairs: u16,
     /// Only the rows of these names, or of names that begin so
@@ -59,7 +59,7 @@ pub enum Suite {
 pub fn run(options: &Options) -> Result<bool> {
     let pace = if options.quick { Pace::QUICK } else { Pace::FULL };
     let stage = Stage::from_environment(pace, options.with.clone())?;
-    let mut experiments = match options.suite {
+    let experiments = match options.suite {
         Suite::Pv => pv::experiments(&stage),
     };
     let names: Vec<_> =
@@ -67,7 +67,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let names = chosen(&names, &options.only).map_err(|error| anyhow!(error))?;
     let pairs = if options.quick { 1 } else { usize::from(options.pairs) };
     let Driven { results, failures } =
-        drive(&mut experiments, &names, pairs, |line| eprintln!("bench: {line}"));
+        drive(experiments, &names, pairs, |line| eprintln!("bench: {line}"));
     print!("{}", table(&results));
     if let Some(file) = &options.json {
         let results = results.into_iter().map(|(_, outcome)| outcome).collect();

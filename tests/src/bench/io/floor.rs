@@ -51,7 +51,7 @@ pub fn read_rate(stage: &Stage, method: Method, frame_bytes: usize) -> Result<f6
     let tap = Tap::make(stage, 1)?;
     tap.address(Some(GUEST_MAC))?;
     let file = tap.open()?;
-    let injector = Injector::new(frame_bytes)?;
+    let injector = Injector::new(&tap, frame_bytes)?;
     let read = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
     let transfer = Transfers { file: &file, method, transfer: Transfer::Read, frame_bytes };

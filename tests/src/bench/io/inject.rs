@@ -5,6 +5,7 @@
 //! holds, so none is lost, and the share of turns in which the injector had to wait for the
 //! reader tells who of the two was the bottleneck.
 
+use std::ffi::OsString;
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::tap::{GUEST_ADDRESS, QUEUE_FRAMES};
+use super::tap::{GUEST_ADDRESS, QUEUE_FRAMES, Tap};
 use crate::bench::logic::frame::udp_payload;
 
 /// Sends frames of one length to a TAP's neighbour.
@@ -35,19 +36,21 @@ impl Injected {
     /// measured is then the injector.
     pub fn warn_if_it_was_the_bottleneck(self) {
         let percent = (100 * self.waits).checked_div(self.turns).unwrap_or_default();
-        eprintln!("bench:   the injector waited in {percent} % of its turns");
         if percent < LEAST_WAITS_PERCENT {
-            eprintln!("bench:   WARNING: the injector was the bottleneck, not the reader");
+            eprintln!("bench: WARNING: the injector was the bottleneck, not the reader");
         }
     }
 }
 
 impl Injector {
-    /// For frames of so many bytes, Ethernet header included.
-    pub fn new(frame_bytes: usize) -> Result<Self> {
+    /// For frames of so many bytes, Ethernet header included, into this TAP.
+    pub fn new(tap: &Tap, frame_bytes: usize) -> Result<Self> {
         let payload = udp_payload(frame_bytes);
         let frames = MAX_SEGMENTS.min(MAX_DATAGRAM / payload);
         let socket = UdpSocket::bind("0.0.0.0:0").context("open a UDP socket")?;
+        // Each side of a comparison has a TAP, and all of them have the same addresses.
+        setsockopt(&socket, sockopt::BindToDevice, &OsString::from(tap.name()))
+            .with_context(|| format!("send on the TAP {} only", tap.name()))?;
         socket.connect((GUEST_ADDRESS, DISCARD_PORT)).context("no way to the TAP's neighbour")?;
         let segment = i32::try_from(payload)?;
         setsockopt(&socket, sockopt::UdpGsoSegment, &segment)

@@ -14,26 +14,34 @@ use nix::unistd::Pid;
 use crate::bench::logic::cores::{Cores, cores_first};
 use crate::bench::logic::texts::cpu_list;
 
-/// How long a run lasts.
+/// How long things are measured.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
-    /// From the first frame until counting begins.
+    /// From the start of a short run until counting begins.
     pub warm_up: Duration,
-    /// What is counted.
+    /// What is counted of a short run. Machines change their speed within seconds, above all
+    /// virtual ones, so that short runs in quick succession say more than long ones.
     pub window: Duration,
-    /// Of testpmd's reports, one a second, these are taken, after those that are passed over.
-    pub reports: usize,
+    /// Warm-up of a guest's stream, whose TCP needs it.
+    pub guest_warm_up: Duration,
+    /// What is counted of a guest's stream.
+    pub guest_window: Duration,
 }
 
 impl Pace {
     /// For results.
-    pub const FULL: Self =
-        Self { warm_up: Duration::from_millis(700), window: Duration::from_secs(3), reports: 3 };
+    pub const FULL: Self = Self {
+        warm_up: Duration::from_millis(150),
+        window: Duration::from_millis(500),
+        guest_warm_up: Duration::from_millis(700),
+        guest_window: Duration::from_secs(3),
+    };
     /// To see that everything works.
     pub const QUICK: Self = Self {
-        warm_up: Duration::from_millis(300),
-        window: Duration::from_millis(700),
-        reports: 1,
+        warm_up: Duration::from_millis(100),
+        window: Duration::from_millis(200),
+        guest_warm_up: Duration::from_millis(300),
+        guest_window: Duration::from_millis(700),
     };
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::tap::receive;
+use super::tap::Receiving;
 use crate::bench::drive::{Experiment, Side};
 use crate::bench::io::backend::{Backend, Port};
 use crate::bench::io::process::{own_resident_mib, voluntary_switches};
@@ -62,7 +62,7 @@ fn wakeups(stage: &Stage) -> Result<f64> {
     let backend = Backend::start(stage, Port::Tap(tap.name()), 1)?;
     let _front_end = Receiver::connect(backend.socket())?;
     // The last messages have been answered; their threads may still be on their way to sleep.
-    sleep(stage.pace.warm_up);
+    sleep(SETTLING);
     let before = voluntary_switches(backend.pid())?;
     sleep(IDLE);
     Ok((voluntary_switches(backend.pid())? - before) as f64)
@@ -70,7 +70,9 @@ fn wakeups(stage: &Stage) -> Result<f64> {
 
 /// Own resident memory under traffic.
 fn memory(stage: &Stage) -> Result<f64> {
-    Ok(receive(stage, 64, |backend| own_resident_mib(backend.pid()))?.1)
+    let mut guest = Receiving::new(stage, 64)?;
+    guest.rate(stage)?;
+    own_resident_mib(guest.backend.pid())
 }
 
 /// From the start of the program, which makes its TAP, until its socket accepts a connection.
@@ -80,4 +82,5 @@ fn start(stage: &Stage) -> Result<f64> {
     Ok(took.as_secs_f64() * 1e3)
 }
 
+const SETTLING: Duration = Duration::from_millis(500);
 const IDLE: Duration = Duration::from_secs(5);

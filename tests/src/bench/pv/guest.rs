@@ -40,8 +40,8 @@ impl Experiment for Guests<'_> {
 
     fn run(&mut self, side: Side, rows: &[Row]) -> Result<Vec<f64>> {
         let window = Window {
-            after_ms: millis(self.stage.pace.warm_up),
-            for_ms: millis(self.stage.pace.window),
+            after_ms: millis(self.stage.pace.guest_warm_up),
+            for_ms: millis(self.stage.pace.guest_window),
         };
         let bytes = udp_payload(64) as u16;
         let guest = Guest::boot(self.stage, side)?;

@@ -1,7 +1,8 @@
 //! The suite of vhost-net-pv.
 //!
-//! Rates are those of frames that arrive. Each side's busy threads have the same processors. Left
-//! out: the cost of the ring walk alone, for which there are `vhost-net-pv/benches`.
+//! Rates are those of frames that arrive. Each side's busy threads have the same processors, and both
+//! sides stand ready all the time: the one that is not measured sleeps. Left out: the cost of the
+//! ring walk alone, for which there are `vhost-net-pv/benches`.
 
 pub mod footprint;
 pub mod guest;
@@ -19,3 +20,6 @@ pub fn experiments(stage: &Stage) -> Vec<Box<dyn Experiment + '_>> {
     all.extend(footprint::experiments(stage));
     all
 }
+
+/// Short runs for each one that was asked for.
+const SHORT_RUNS: usize = 5;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Result, anyhow, bail};
 
+use super::SHORT_RUNS;
 use crate::bench::drive::{Experiment, Side};
 use crate::bench::io::backend::{Backend, Port};
 use crate::bench::io::floor::{GUEST_MAC, Method, read_rate, write_rate};
@@ -21,47 +22,81 @@ use crate::bench::logic::row::Row;
 
 /// Both directions against both kinds of floor, and two queue pairs against one.
 pub fn experiments(stage: &Stage) -> Vec<Box<dyn Experiment + '_>> {
-    let to_host =
-        |name, frame_bytes, floor| OneTap { stage, name, to_host: true, frame_bytes, floor };
-    let to_guest =
-        |name, frame_bytes, floor| OneTap { to_host: false, ..to_host(name, frame_bytes, floor) };
+    let to_host = |name, frame_bytes, floor| -> Box<dyn Experiment + '_> {
+        Box::new(ToHost { stage, name, frame_bytes, floor, ours: None })
+    };
+    let to_guest = |name, frame_bytes, floor| -> Box<dyn Experiment + '_> {
+        Box::new(ToGuest { stage, name, frame_bytes, floor, ours: None })
+    };
     vec![
-        Box::new(to_host("tap-tx-64", 64, Method::Call)),
-        Box::new(to_host("tap-tx-1472", 1472, Method::Call)),
-        Box::new(to_host("tap-tx-64-uring-floor", 64, Method::Uring)),
-        Box::new(to_guest("tap-rx-64", 64, Method::Call)),
-        Box::new(to_guest("tap-rx-1472", 1472, Method::Call)),
-        Box::new(to_guest("tap-rx-64-uring-floor", 64, Method::Uring)),
-        Box::new(TwoPairs { stage }),
+        to_host("tap-tx-64", 64, Method::Call),
+        to_host("tap-tx-1472", 1472, Method::Call),
+        to_host("tap-tx-64-uring-floor", 64, Method::Uring),
+        to_guest("tap-rx-64", 64, Method::Call),
+        to_guest("tap-rx-1472", 1472, Method::Call),
+        to_guest("tap-rx-64-uring-floor", 64, Method::Uring),
+        Box::new(TwoPairs { stage, one: None, two: None }),
     ]
 }
 
-struct OneTap<'s> {
+struct ToHost<'s> {
     stage: &'s Stage,
     name: &'static str,
-    to_host: bool,
     frame_bytes: usize,
     floor: Method,
+    ours: Option<Sending>,
 }
 
-impl Experiment for OneTap<'_> {
+impl Experiment for ToHost<'_> {
     fn rows(&self) -> Vec<Row> {
-        let (peer_name, wanted) = match (self.floor, self.to_host) {
-            (Method::Call, true) => ("write() loop", 1.1),
-            (Method::Call, false) => ("read() loop", 0.9),
-            (Method::Uring, true) => ("io_uring writes, 64 a batch", 0.9),
-            (Method::Uring, false) => ("io_uring reads, 64 a batch", 0.9),
+        let (peer_name, wanted) = match self.floor {
+            Method::Call => ("write() loop", 1.1),
+            Method::Uring => ("io_uring writes, 64 a batch", 0.9),
         };
-        vec![Row { name: self.name, unit: "Mpps", peer_name, better: Better::Higher, wanted }]
+        vec![row(self.name, peer_name, wanted)]
+    }
+
+    fn pairs(&self, asked: usize) -> usize {
+        asked * SHORT_RUNS
     }
 
     fn run(&mut self, side: Side, _rows: &[Row]) -> Result<Vec<f64>> {
-        let (stage, bytes) = (self.stage, self.frame_bytes);
-        let rate = match (side, self.to_host) {
-            (Side::Ours, true) => send(stage, bytes, 1)?,
-            (Side::Ours, false) => receive(stage, bytes, |_| Ok(()))?.0,
-            (Side::Peer, true) => write_rate(stage, self.floor, bytes)?,
-            (Side::Peer, false) => read_rate(stage, self.floor, bytes)?,
+        let rate = match side {
+            Side::Ours => sending(&mut self.ours, self.stage, self.frame_bytes, 1)?,
+            Side::Peer => write_rate(self.stage, self.floor, self.frame_bytes)?,
+        };
+        Ok(vec![rate / 1e6])
+    }
+}
+
+struct ToGuest<'s> {
+    stage: &'s Stage,
+    name: &'static str,
+    frame_bytes: usize,
+    floor: Method,
+    ours: Option<Receiving>,
+}
+
+impl Experiment for ToGuest<'_> {
+    fn rows(&self) -> Vec<Row> {
+        let (peer_name, wanted) = match self.floor {
+            Method::Call => ("read() loop", 0.9),
+            Method::Uring => ("io_uring reads, 64 a batch", 0.9),
+        };
+        vec![row(self.name, peer_name, wanted)]
+    }
+
+    fn pairs(&self, asked: usize) -> usize {
+        asked * SHORT_RUNS
+    }
+
+    fn run(&mut self, side: Side, _rows: &[Row]) -> Result<Vec<f64>> {
+        let rate = match (side, &mut self.ours) {
+            (Side::Ours, Some(ours)) => ours.rate(self.stage)?,
+            (Side::Ours, empty) => {
+                empty.insert(Receiving::new(self.stage, self.frame_bytes)?).rate(self.stage)?
+            }
+            (Side::Peer, _) => read_rate(self.stage, self.floor, self.frame_bytes)?,
         };
         Ok(vec![rate / 1e6])
     }
@@ -69,17 +104,13 @@ impl Experiment for OneTap<'_> {
 
 struct TwoPairs<'s> {
     stage: &'s Stage,
+    one: Option<Sending>,
+    two: Option<Sending>,
 }
 
 impl Experiment for TwoPairs<'_> {
     fn rows(&self) -> Vec<Row> {
-        vec![Row {
-            name: "tap-2pairs",
-            unit: "Mpps",
-            peer_name: "one pair",
-            better: Better::Higher,
-            wanted: 1.8,
-        }]
+        vec![row("tap-2pairs", "one pair", 1.8)]
     }
 
     fn note(&self) -> Option<String> {
@@ -88,57 +119,115 @@ impl Experiment for TwoPairs<'_> {
         })
     }
 
+    fn pairs(&self, asked: usize) -> usize {
+        asked * SHORT_RUNS
+    }
+
     fn run(&mut self, side: Side, _rows: &[Row]) -> Result<Vec<f64>> {
-        let pairs = if side == Side::Ours { 2 } else { 1 };
-        Ok(vec![send(self.stage, 64, pairs)? / 1e6])
+        let rate = match side {
+            Side::Ours => sending(&mut self.two, self.stage, 64, 2)?,
+            Side::Peer => sending(&mut self.one, self.stage, 64, 1)?,
+        };
+        Ok(vec![rate / 1e6])
     }
 }
 
-/// Frames a second from the guest, through our backend.
-fn send(stage: &Stage, frame_bytes: usize, pairs: usize) -> Result<f64> {
-    let tap = Tap::make(stage, pairs)?;
-    let mut backend = Backend::start(stage, Port::Tap(tap.name()), pairs)?;
-    let mode = Mode::Send(frame_bytes);
-    let mut front_end = Testpmd::front_end(stage, backend.socket(), mode, pairs)?;
-    stage.rate(|| {
-        backend.check()?;
-        front_end.check()?;
-        tap.written()
-    })
+const fn row(name: &'static str, peer_name: &'static str, wanted: f64) -> Row {
+    Row { name, unit: "Mpps", peer_name, better: Better::Higher, wanted }
 }
 
-/// Frames a second to the guest, through our backend; and what `look` sees after that.
-pub fn receive<T>(
+/// A guest that sends through our backend.
+struct Sending {
+    front_end: Testpmd,
+    backend: Backend,
+    tap: Tap,
+}
+
+/// Frames a second; what is needed for it is started the first time.
+fn sending(
+    ready: &mut Option<Sending>,
     stage: &Stage,
     frame_bytes: usize,
-    look: impl FnOnce(&Backend) -> Result<T>,
-) -> Result<(f64, T)> {
-    let tap = Tap::make(stage, 1)?;
-    tap.address(Some(GUEST_MAC))?;
-    let mut backend = Backend::start(stage, Port::Tap(tap.name()), 1)?;
-    let mut receiver = Receiver::connect(backend.socket())?;
-    let injector = Injector::new(frame_bytes)?;
-    let (stop, received) = (AtomicBool::new(false), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        let feeder = scope.spawn(|| {
-            pin(&stage.cores(1).front_end)?;
-            injector.feed(&stop, || {
-                let count = receiver.received()?;
-                received.store(count, Ordering::Relaxed);
-                Ok(count)
-            })
-        });
+    pairs: usize,
+) -> Result<f64> {
+    let ready = match ready {
+        Some(ready) => ready,
+        empty => empty.insert(Sending::new(stage, frame_bytes, pairs)?),
+    };
+    ready.rate(stage)
+}
+
+impl Sending {
+    fn new(stage: &Stage, frame_bytes: usize, pairs: usize) -> Result<Self> {
+        let tap = Tap::make(stage, pairs)?;
+        let backend = Backend::start(stage, Port::Tap(tap.name()), pairs)?;
+        let mode = Mode::Send(frame_bytes);
+        let front_end = Testpmd::front_end(stage, backend.socket(), mode, pairs)?;
+        let mut sending = Self { front_end, backend, tap };
+        // What only the first frames cost is nobody's speed.
+        sending.rate(stage)?;
+        Ok(sending)
+    }
+
+    fn rate(&mut self, stage: &Stage) -> Result<f64> {
+        self.front_end.go()?;
         let rate = stage.rate(|| {
-            backend.check()?;
-            if feeder.is_finished() {
-                bail!("the injector ended early");
-            }
-            Ok(received.load(Ordering::Relaxed))
-        });
-        let seen = look(&backend);
-        stop.store(true, Ordering::Relaxed);
-        let injected = feeder.join().map_err(|_| anyhow!("the injector panicked"))??;
-        injected.warn_if_it_was_the_bottleneck();
-        Ok((rate?, seen?))
-    })
+            self.backend.check()?;
+            self.front_end.check()?;
+            self.tap.written()
+        })?;
+        self.front_end.halt()?;
+        Ok(rate)
+    }
+}
+
+/// A guest that is sent frames through our backend.
+pub(super) struct Receiving {
+    receiver: Receiver,
+    injector: Injector,
+    /// Our backend.
+    pub(super) backend: Backend,
+    _tap: Tap,
+}
+
+impl Receiving {
+    /// Starts everything for frames of so many bytes.
+    pub(super) fn new(stage: &Stage, frame_bytes: usize) -> Result<Self> {
+        let tap = Tap::make(stage, 1)?;
+        tap.address(Some(GUEST_MAC))?;
+        let backend = Backend::start(stage, Port::Tap(tap.name()), 1)?;
+        let receiver = Receiver::connect(backend.socket())?;
+        let injector = Injector::new(&tap, frame_bytes)?;
+        let mut receiving = Self { receiver, injector, backend, _tap: tap };
+        // What only the first frames cost is nobody's speed.
+        receiving.rate(stage)?;
+        Ok(receiving)
+    }
+
+    /// Frames a second that arrive.
+    pub(super) fn rate(&mut self, stage: &Stage) -> Result<f64> {
+        let Self { receiver, injector, backend, .. } = self;
+        let (stop, received) = (AtomicBool::new(false), AtomicU64::new(receiver.received()?));
+        std::thread::scope(|scope| {
+            let feeder = scope.spawn(|| {
+                pin(&stage.cores(1).front_end)?;
+                injector.feed(&stop, || {
+                    let count = receiver.received()?;
+                    received.store(count, Ordering::Relaxed);
+                    Ok(count)
+                })
+            });
+            let rate = stage.rate(|| {
+                backend.check()?;
+                if feeder.is_finished() {
+                    bail!("the injector ended early");
+                }
+                Ok(received.load(Ordering::Relaxed))
+            });
+            stop.store(true, Ordering::Relaxed);
+            let injected = feeder.join().map_err(|_| anyhow!("the injector panicked"))??;
+            injected.warn_if_it_was_the_bottleneck();
+            rate
+        })
+    }
 }

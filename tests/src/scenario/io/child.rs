@@ -37,6 +37,11 @@ impl Child {
         Self::spawn(name, command.stderr(append_to(log)?), log)
     }
 
+    /// The same, with stdin and stdout as the caller has set them up.
+    pub fn start_connected(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
+        Self::spawn(name, command.stderr(append_to(log)?), log)
+    }
+
     fn spawn(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
         // Logs are read by people and by scenarios, not by a terminal.
         command.env("NO_COLOR", "1");
@@ -55,6 +60,11 @@ impl Child {
     /// Both pipes of [`Self::start_piped`], once.
     pub fn take_pipes(&mut self) -> Option<(ChildStdin, ChildStdout)> {
         Some((self.process.stdin.take()?, self.process.stdout.take()?))
+    }
+
+    /// Its stdin, if that is a pipe, once.
+    pub fn take_stdin(&mut self) -> Option<ChildStdin> {
+        self.process.stdin.take()
     }
 
     /// Fails, with the last line of its log, if it has ended.
