@@ -14,10 +14,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use serde::{Deserialize, Serialize};
 
 use crate::traffic::logic::stream::{
-    Digest, HELLO_LEN, Hello, MAX_BLOCK, Pattern, TOTALS_LEN, Totals,
+    Digest, HELLO_LEN, Hello, MAX_BLOCK, Outcome, Pattern, TOTALS_LEN, Totals, Way,
 };
 
 /// Longest time without a byte; TCP's own pauses between two attempts reach 30 s in an outage of
@@ -27,26 +26,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MAX_TRANSFERS: usize = 4;
 /// A paced stream is sent in this many pieces a second.
 const BLOCKS_PER_S: u64 = 50;
-
-/// One direction of a transfer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Way {
-    /// By the sender.
-    pub sent: Digest,
-    /// By the receiver.
-    pub received: Digest,
-}
-
-/// What came of a transfer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Outcome {
-    /// To the guest.
-    pub to_guest: Way,
-    /// From the guest.
-    pub from_guest: Way,
-    /// Every byte arrived, in order, both ways.
-    pub intact: bool,
-}
 
 /// Serves transfers on `bind` from now on, in threads of its own; returns where exactly.
 pub fn serve(bind: SocketAddr) -> Result<SocketAddr> {
@@ -98,10 +77,7 @@ pub fn transfer(to: SocketAddr, bytes_per_s: u64, limit: Option<u64>) -> Result<
         let read = reader.join().map_err(|_| anyhow!("the reader panicked"))?;
         Ok::<_, anyhow::Error>((sent?, read.context("receive")?))
     })?;
-    let to_guest = Way { sent, received: theirs.received };
-    let from_guest = Way { sent: theirs.sent, received };
-    let intact = [to_guest, from_guest].iter().all(|way| way.sent == way.received);
-    Ok(Outcome { to_guest, from_guest, intact })
+    Ok(Outcome::new(Way { sent, received: theirs.received }, Way { sent: theirs.sent, received }))
 }
 
 /// The guest's side: sends until the client has ended, then tells both digests.

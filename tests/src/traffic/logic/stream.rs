@@ -42,6 +42,26 @@ pub struct Totals {
     pub received: Digest,
 }
 
+/// One direction of a transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Way {
+    /// By the sender.
+    pub sent: Digest,
+    /// By the receiver.
+    pub received: Digest,
+}
+
+/// What came of a transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// To the guest.
+    pub to_guest: Way,
+    /// From the guest.
+    pub from_guest: Way,
+    /// Every byte arrived, in order, both ways.
+    pub intact: bool,
+}
+
 /// A stream of pseudo-random bytes (SplitMix64: Steele, Lea and Flood, 2014).
 #[derive(Debug, Clone)]
 pub struct Pattern(u64);
@@ -103,6 +123,14 @@ impl Totals {
             checksum: words.next().unwrap_or_default(),
         };
         Self { sent: digest(), received: digest() }
+    }
+}
+
+impl Outcome {
+    /// Draws the conclusion.
+    pub fn new(to_guest: Way, from_guest: Way) -> Self {
+        let intact = [to_guest, from_guest].iter().all(|way| way.sent == way.received);
+        Self { to_guest, from_guest, intact }
     }
 }
 
