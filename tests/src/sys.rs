@@ -1,10 +1,11 @@
-//! The few calls that need `unsafe`: being told to stop, not leaving children behind, and what a
-//! benchmark's floors ask of the kernel.
+//! The few calls that need `unsafe`: being told to stop, not leaving children behind, owning
+//! descriptors that come through a socket, and what a benchmark's floors ask of the kernel.
 
-#![expect(unsafe_code, reason = "signal handlers, pre-exec hooks, ioctls, io_uring")]
+#![expect(unsafe_code, reason = "signal handlers, pre-exec hooks, descriptors, ioctls, io_uring")]
 
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,7 @@ use io_uring::{IoUring, opcode, types};
 use nix::libc;
 use nix::sys::prctl;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::time::{ClockId, clock_gettime};
 
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -48,6 +50,28 @@ pub fn tie_to_this_thread(command: &mut Command) -> &mut Command {
 pub fn monotonic_us() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map_or(0, |time| time.tv_sec() as u64 * 1_000_000 + time.tv_nsec() as u64 / 1000)
+}
+
+/// More than any message of vhost-user carries.
+const MAX_FDS: usize = 64;
+
+/// Reads from a Unix socket into `buffer`, with the descriptors that came along; 0 bytes: its end.
+pub fn receive_with_fds(
+    stream: &UnixStream,
+    buffer: &mut [u8],
+) -> nix::Result<(usize, Vec<OwnedFd>)> {
+    let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+    let mut fds = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(received) = part {
+            // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
+            fds.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok((message.bytes, fds))
 }
 
 /// Attaches `/dev/net/tun`'s descriptor to a TAP whose frames have a virtio-net header, and of which

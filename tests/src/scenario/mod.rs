@@ -2,7 +2,7 @@
 //!
 //! `flexvf-scenario` runs on the testbed's host. [`stage`] holds what every scenario has running;
 //! [`follow`] is the demo, [`crash`] kills the daemon and a QEMU, [`bad_input`] makes every mistake
-//! that an operator can. What a scenario sees goes to stdout as it happens, to `details.json` in the
+//! that an operator can; [`pv`] has no daemon and is about the PV path alone. What a scenario sees goes to stdout as it happens, to `details.json` in the
 //! testbed's folder, and in the promised form to the file of `--json`.
 
 pub mod bad_input;
@@ -10,6 +10,7 @@ pub mod crash;
 pub mod follow;
 pub mod io;
 pub mod logic;
+pub mod pv;
 pub mod stage;
 
 use std::path::PathBuf;
@@ -58,6 +59,12 @@ pub struct Options {
     /// Seconds until all guests must answer
     #[arg(long, default_value_t = 300)]
     pub boot_timeout: u64,
+    /// Connections to cut (pv)
+    #[arg(long, default_value_t = 1000)]
+    pub reconnects: u64,
+    /// What to do to the guest, in this order (pv; default: everything)
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub steps: Vec<pv::Play>,
     /// The script that starts a guest of the testbed
     #[arg(long, default_value = "scripts/testbed/guest")]
     pub guest_script: PathBuf,
@@ -75,6 +82,8 @@ pub enum Scenario {
     Crash,
     /// Every mistake in configuration and registration, one line each
     BadInput,
+    /// The PV path alone: kills, reconnects, reboot, migration, counters
+    Pv,
 }
 
 /// The daemon's strategies.
@@ -111,6 +120,7 @@ pub fn run(options: &Options) -> Result<bool> {
         Scenario::Follow => follow::play(options, &host),
         Scenario::Crash => crash::play(options, &host),
         Scenario::BadInput => bad_input::play(options, &host),
+        Scenario::Pv => return pv::run(options, &host),
     };
     // A run that broke off is a result too: whoever reads the file must not find an older one.
     let outcome = played.unwrap_or_else(|error| Outcome {

@@ -14,7 +14,8 @@ use crate::traffic::logic::tracker::Tracker;
 /// Serves until the process is ended.
 pub fn serve(bind: SocketAddr) -> Result<()> {
     let socket = Socket::bind(bind)?;
-    println!("flexvf-traffic: serving on UDP {bind}");
+    super::tcp::serve(bind)?;
+    println!("flexvf-traffic: serving on UDP and TCP {bind}");
     let mut guest = Guest::new(0);
     loop {
         let now_us = monotonic_us();

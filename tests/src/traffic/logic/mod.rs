@@ -3,4 +3,5 @@
 pub mod history;
 pub mod message;
 pub mod pacer;
+pub mod stream;
 pub mod tracker;

@@ -1,0 +1,145 @@
+//! A guest's QEMU, without launch-vm, which starts backends by itself and does not migrate.
+//!
+//! One virtio-net over vhost-user, a console, and a shell port; nothing else.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use super::backend::resources;
+use super::shell::Shell;
+use crate::scenario::io::child::Child;
+use crate::scenario::io::host::Host;
+use crate::scenario::io::jsonline::QmpClient;
+use crate::scenario::pv::logic::result::Resources;
+
+/// The NIC's id in QEMU.
+pub const NIC: &str = "pv";
+/// Its address.
+pub const MAC: &str = "52:54:00:77:01:01";
+/// QEMU tries to reach a backend that has gone this often.
+pub const RECONNECT_MS: u64 = 10;
+
+const MEMORY_MIB: u32 = 192;
+const START: Duration = Duration::from_secs(60);
+
+/// A running QEMU; it ends with this.
+#[derive(Debug)]
+pub struct Machine {
+    child: Child,
+    qmp: QmpClient,
+    shell: Option<Shell>,
+    shell_socket: PathBuf,
+}
+
+/// What a QEMU is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// A guest that boots.
+    Boot,
+    /// A guest that comes from another QEMU.
+    Incoming,
+}
+
+impl Machine {
+    /// Starts a QEMU with its files named after `name`, its NIC served at `socket`.
+    pub fn start(host: &Host, name: &str, socket: &Path, how: Start) -> Result<Self> {
+        let path = |end: &str| host.run.join(format!("{name}-{end}.sock"));
+        let (qmp, shell_socket) = (path("qmp"), path("shell"));
+        for socket in [&qmp, &shell_socket] {
+            let _ = std::fs::remove_file(socket);
+        }
+        let mut command = Command::new("qemu-system-x86_64");
+        let console = host.log(&format!("{name}-console.log"));
+        command.args(arguments(host, name, socket, [&qmp, &shell_socket, &console]));
+        command.args(["-kernel", &variable("FLEXVF_GUEST_KERNEL")?]);
+        command.args(["-initrd", &variable("FLEXVF_GUEST_INITRD")?, "-append"]);
+        command.arg(variable("FLEXVF_GUEST_APPEND")? + " " + GUEST_APPEND);
+        if how == Start::Incoming {
+            command.args(["-incoming", "defer"]);
+        }
+        let log = host.log(&format!("{name}-qemu.log"));
+        let mut child = Child::start(&format!("QEMU {name}"), &mut command, &log)?;
+        let end = Instant::now() + START;
+        let qmp = loop {
+            child.check()?;
+            match QmpClient::connect(&qmp) {
+                Ok(client) => break client,
+                Err(error) if Instant::now() > end => return Err(error),
+                Err(_) => sleep(Duration::from_millis(50)),
+            }
+        };
+        Ok(Self { child, qmp, shell: None, shell_socket })
+    }
+
+    /// Fails if it has ended.
+    pub fn check(&mut self) -> Result<()> {
+        self.child.check()
+    }
+
+    /// Runs a QMP command.
+    pub fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+        self.qmp.execute(command, arguments)
+    }
+
+    /// The guest's shell.
+    pub fn shell(&mut self) -> Result<&mut Shell> {
+        let shell = match self.shell.take() {
+            Some(shell) => shell,
+            None => Shell::connect(&self.shell_socket)?,
+        };
+        Ok(self.shell.insert(shell))
+    }
+
+    /// What this QEMU has taken so far.
+    pub fn resources(&self) -> Result<Resources> {
+        resources(self.child.pid())
+    }
+
+    /// Ends it, guest and all.
+    pub fn quit(mut self) -> Result<()> {
+        self.execute("quit", &json!({}))?;
+        match self.child.wait(START) {
+            Some(status) if status.success() => Ok(()),
+            Some(status) => bail!("QEMU ended with {status} when asked to end"),
+            None => bail!("QEMU did not end when asked to"),
+        }
+    }
+}
+
+/// As the guest image reads it; see scripts/testbed/guest-init.
+const GUEST_APPEND: &str = "flexvf.name=pv1 flexvf.ip=10.77.0.11/24 flexvf.bond=off";
+
+fn arguments(
+    host: &Host,
+    name: &str,
+    socket: &Path,
+    [qmp, shell, console]: [&Path; 3],
+) -> Vec<String> {
+    let cpu = if host.accel == "kvm" { "host" } else { "max" };
+    // Devices that the guest has no use for cost exits when they are probed.
+    let machine = "q35,memory-backend=ram,sata=off,smbus=off,i8042=off,hpet=off,vmport=off";
+    let memory = format!("memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on");
+    let device = format!("virtio-net-pci,id={NIC},netdev={NIC},mac={MAC},romfile=");
+    let backend = format!("socket,id={NIC},path={},reconnect-ms={RECONNECT_MS}", socket.display());
+    let shell = format!("socket,id=shell,path={},server=on,wait=off", shell.display());
+    let lines = [
+        format!("-name {name} -nodefaults -display none -machine {machine}"),
+        format!("-accel {} -cpu {cpu} -m {MEMORY_MIB} -object {memory}", host.accel),
+        format!("-qmp unix:{},server=on,wait=off", qmp.display()),
+        format!("-chardev file,id=console,append=on,path={}", console.display()),
+        "-device virtio-serial-pci -device virtconsole,chardev=console".into(),
+        format!("-chardev {shell} -device virtserialport,chardev=shell,name=flexvf.shell"),
+        format!("-chardev {backend} -netdev vhost-user,id={NIC},chardev={NIC} -device {device}"),
+    ];
+    let words = lines.iter().flat_map(|line| line.split(' '));
+    words.map(str::to_owned).collect()
+}
+
+fn variable(name: &str) -> Result<String> {
+    std::env::var(name).with_context(|| format!("{name} is not set; run this by fast-host"))
+}

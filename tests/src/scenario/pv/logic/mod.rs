@@ -1,0 +1,4 @@
+//! What the PV scenario concludes. No process, socket or clock.
+
+pub mod ledger;
+pub mod result;
