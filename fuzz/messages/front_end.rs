@@ -27,7 +27,6 @@ const RING_BYTES: u64 = 8 * PAGE;
 const AVAILABLE: u64 = 5 * PAGE;
 const USED: u64 = 6 * PAGE;
 const BUFFERS: u64 = RINGS as u64 * RING_BYTES;
-const MOST_DESCRIPTORS: usize = 40;
 const HEADER: u64 = 12;
 const REPLY_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -79,6 +78,12 @@ impl FrontEnd {
             Step::Raw(bytes, descriptors) => {
                 self.broken = true;
                 self.send(bytes, descriptors);
+            }
+            Step::Flood(count) => {
+                // As many as the kernel lets one message have.
+                let most = usize::from(*count).min(253);
+                self.send(&packet(GET_FEATURES, 1, 0, &[]), &vec![Descriptor::Memory(0); most]);
+                self.broken = true;
             }
             Step::Chain { ring, buffers, kick } => {
                 self.chain(usize::from(*ring) % RINGS, buffers);
@@ -202,8 +207,7 @@ impl FrontEnd {
         if bytes.is_empty() {
             return;
         }
-        let fds: Vec<RawFd> =
-            descriptors.iter().take(MOST_DESCRIPTORS).map(|fd| self.descriptor(*fd)).collect();
+        let fds: Vec<RawFd> = descriptors.iter().map(|fd| self.descriptor(*fd)).collect();
         let rights = [ControlMessage::ScmRights(&fds)];
         let control: &[_] = if fds.is_empty() { &[] } else { &rights };
         let socket = self.stream.as_raw_fd();

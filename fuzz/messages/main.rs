@@ -42,6 +42,8 @@ struct Backend {
     connections: Sender<UnixStream>,
     ended: Receiver<()>,
     inputs: u64,
+    /// Descriptors that are open between two inputs.
+    files: usize,
 }
 
 impl Backend {
@@ -67,18 +69,17 @@ impl Backend {
                 served.send(()).unwrap();
             }
         });
-        Self { connections, ended, inputs: 0 }
+        Self { connections, ended, inputs: 0, files: open_files() }
     }
 
     fn try_out(&mut self, steps: &[Step]) {
-        let before = open_files();
         let mut front_end = FrontEnd::new(self.connect());
         for step in steps.iter().take(MAX_STEPS) {
             front_end.play(step);
         }
         drop(front_end);
         self.end();
-        assert_eq!(open_files(), before, "descriptors are left open");
+        assert_eq!(open_files(), self.files, "descriptors are left open");
         if self.inputs.is_multiple_of(HONEST_EVERY) {
             assert_eq!(guest_mappings(), 0, "guest memory is left mapped");
             let mut honest = FrontEnd::new(self.connect());

@@ -15,6 +15,8 @@ pub(crate) enum Step {
     Message(Message),
     /// Bytes that need not be one.
     Raw(Vec<u8>, Vec<Descriptor>),
+    /// A question with so many descriptors.
+    Flood(u8),
     /// A chain, offered on a ring and kicked.
     Chain {
         ring: u8,
@@ -118,6 +120,9 @@ pub(crate) enum Descriptor {
     Fixed,
 }
 
+/// More than the device takes; each of the odd ones costs system calls.
+const MOST_DESCRIPTORS: usize = 40;
+
 /// Known requests, twice where much hangs on them.
 const REQUESTS: [u8; 45] = [
     1, 2, 3, 4, 5, 5, 6, 6, 7, 8, 8, 9, 9, 10, 11, 11, 12, 12, 13, 13, 14, 15, 16, 17, 18, 18, 19,
@@ -160,7 +165,9 @@ fn payload(u: &mut Unstructured<'_>, request: u32) -> arbitrary::Result<Payload>
 
 fn descriptors(u: &mut Unstructured<'_>, request: u32) -> arbitrary::Result<Vec<Descriptor>> {
     if u.ratio(1, 8)? {
-        return u.arbitrary();
+        let mut any: Vec<_> = u.arbitrary()?;
+        any.truncate(MOST_DESCRIPTORS);
+        return Ok(any);
     }
     Ok(match request {
         12 => vec![Descriptor::Kick(u.arbitrary()?)],

@@ -14,7 +14,8 @@ pub(crate) const RINGS: u64 = REGIONS[0].0;
 pub(crate) const BUFFERS: u64 = REGIONS[1].0;
 /// Where a tidy ring's parts and tables of indirect descriptors lie, from [`RINGS`] on.
 pub(crate) const AVAILABLE: u64 = 0x4000;
-pub(crate) const USED: u64 = 0x5000;
+/// Over the end of a page, so that each part of it must be marked in a log by itself.
+pub(crate) const USED: u64 = 0x5ff0;
 pub(crate) const TABLES: u64 = 0x8000;
 pub(crate) const TABLE_BYTES: u64 = 0x800;
 
