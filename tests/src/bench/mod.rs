@@ -34,7 +34,7 @@ pub struct Options {
     /// Write the results here
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Pairs of runs; of short ones, five times as many
+    /// Pairs of runs; of short ones, which most are, five times as many
     #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..))]
     pub pairs: u16,
     /// Only the rows of these names, or of names that begin so

@@ -52,7 +52,7 @@ pub fn is_ready(guest: SocketAddr) -> bool {
 }
 
 /// What a sender goes on beyond the window: the guest's first arrival may come late.
-const SLACK: Duration = Duration::from_millis(500);
+const SLACK: Duration = Duration::from_millis(200);
 /// An answer that takes longer will not come.
 const PATIENCE: Duration = Duration::from_secs(30);
 const RECEIVE_BUFFER_BYTES: usize = 8 << 20;

@@ -62,6 +62,12 @@ pub struct Options {
     /// Connections to cut (pv)
     #[arg(long, default_value_t = 1000)]
     pub reconnects: u64,
+    /// Queue pairs of the guest's NIC, and processors of the guest (pv)
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub queues: u8,
+    /// More options for vhost-net-pv, as in --pv-options '--io plain' (pv)
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    pub pv_options: String,
     /// What to do to the guest, in this order (pv; default: everything)
     #[arg(long, value_enum, value_delimiter = ',')]
     pub steps: Vec<pv::Play>,

@@ -57,6 +57,9 @@ pub enum Command {
         /// Bytes a second, each way; 0: as fast as it goes
         #[arg(long, default_value_t = 0)]
         bytes_per_s: u64,
+        /// The guest leaves what came unread for so many milliseconds, again and again
+        #[arg(long, default_value_t = 0)]
+        rest_ms: u64,
         /// End after so many bytes instead
         #[arg(long)]
         bytes: Option<u64>,
@@ -89,8 +92,8 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Serve { bind } => io::serve::serve(bind),
         Command::Peer { bind, guests } => io::peer::serve_commands(bind, &guests),
         Command::Blast { bind } => blast::serve::serve(&blast::serve::listen(bind)?),
-        Command::Tcp { to, bytes_per_s, bytes } => {
-            print(&io::tcp::transfer(to, bytes_per_s, bytes)?)
+        Command::Tcp { to, bytes_per_s, rest_ms, bytes } => {
+            print(&io::tcp::transfer(to, bytes_per_s, rest_ms, bytes)?)
         }
         Command::Datagrams { to, count, bytes, segment, per_s } => {
             io::datagrams::send(to, count, bytes, segment, per_s)

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::inject::Injector;
 use super::stage::{Stage, pin};
-use super::tap::{GUEST_ADDRESS, Tap};
+use super::tap::Tap;
 use crate::bench::logic::frame::{HEADER_BYTES, with_header};
 use crate::sys::{Batches, Transfer};
 
@@ -75,7 +75,6 @@ pub fn read_rate(stage: &Stage, method: Method, frame_bytes: usize) -> Result<f6
         injected.warn_if_it_was_the_bottleneck();
         rate
     })
-    .with_context(|| format!("read floor on {}, frames for {GUEST_ADDRESS}", tap.name()))
 }
 
 /// The neighbour behind a TAP, whom frames are for.

@@ -3,7 +3,7 @@
 //! Both get the same machine, the same memory and the same features; what differs is who moves
 //! frames between the guest's rings and the TAP.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 
 use super::backend::{Backend, Port};
 use super::stage::{Stage, variable};
-use super::tap::{GUEST_ADDRESS, Tap};
+use super::tap::{PREFIX, Tap};
 use crate::bench::drive::Side;
 use crate::blast::{PORT, ask};
 use crate::scenario::io::child::{Child, last_line};
@@ -39,7 +39,7 @@ impl Guest {
         };
         let name = stage.new_name("guest");
         let console = stage.out.join(format!("{name}.log"));
-        let mut command = qemu(&console)?;
+        let mut command = qemu(&console, &tap)?;
         match &backend {
             Some(backend) => {
                 let socket = backend.socket().display();
@@ -54,8 +54,7 @@ impl Guest {
         };
         let mut qemu =
             Child::start(&name, &mut command, &stage.out.join(format!("{name}-qemu.log")))?;
-        let address: Ipv4Addr = GUEST_ADDRESS.parse()?;
-        let jobs = SocketAddr::from((address, PORT));
+        let jobs = SocketAddr::from((tap.guest(), PORT));
         let end = Instant::now() + BOOT;
         while !ask::is_ready(jobs) {
             qemu.check()?;
@@ -72,13 +71,14 @@ impl Guest {
 const BOOT: Duration = Duration::from_secs(120);
 
 /// The machine: all but the NIC's way out.
-fn qemu(console: &Path) -> Result<Command> {
+fn qemu(console: &Path, tap: &Tap) -> Result<Command> {
     let accel = variable("FLEXVF_ACCEL")?;
     let processor = if accel == "kvm" { "host" } else { "max" };
     let append = format!(
-        "{} flexvf.name=bench flexvf.bond=off flexvf.ip={GUEST_ADDRESS}/24 \
+        "{} flexvf.name=bench flexvf.bond=off flexvf.ip={}/{PREFIX} \
          flexvf.run=\"/flexvf/flexvf-traffic blast\"",
-        variable("FLEXVF_GUEST_APPEND")?
+        variable("FLEXVF_GUEST_APPEND")?,
+        tap.guest()
     );
     let mut command = Command::new("qemu-system-x86_64");
     command

@@ -5,7 +5,6 @@
 //! holds, so none is lost, and the share of turns in which the injector had to wait for the
 //! reader tells who of the two was the bottleneck.
 
-use std::ffi::OsString;
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::tap::{GUEST_ADDRESS, QUEUE_FRAMES, Tap};
+use super::tap::{QUEUE_FRAMES, Tap};
 use crate::bench::logic::frame::udp_payload;
 
 /// Sends frames of one length to a TAP's neighbour.
@@ -48,10 +47,8 @@ impl Injector {
         let payload = udp_payload(frame_bytes);
         let frames = MAX_SEGMENTS.min(MAX_DATAGRAM / payload);
         let socket = UdpSocket::bind("0.0.0.0:0").context("open a UDP socket")?;
-        // Each side of a comparison has a TAP, and all of them have the same addresses.
-        setsockopt(&socket, sockopt::BindToDevice, &OsString::from(tap.name()))
-            .with_context(|| format!("send on the TAP {} only", tap.name()))?;
-        socket.connect((GUEST_ADDRESS, DISCARD_PORT)).context("no way to the TAP's neighbour")?;
+        let address = (tap.guest(), DISCARD_PORT);
+        socket.connect(address).with_context(|| format!("no way to {}", tap.guest()))?;
         let segment = i32::try_from(payload)?;
         setsockopt(&socket, sockopt::UdpGsoSegment, &segment)
             .context("this kernel has no UDP_SEGMENT (4.18)")?;

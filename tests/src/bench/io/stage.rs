@@ -33,15 +33,15 @@ impl Pace {
     pub const FULL: Self = Self {
         warm_up: Duration::from_millis(150),
         window: Duration::from_millis(500),
-        guest_warm_up: Duration::from_millis(700),
-        guest_window: Duration::from_secs(3),
+        guest_warm_up: Duration::from_millis(300),
+        guest_window: Duration::from_secs(1),
     };
     /// To see that everything works.
     pub const QUICK: Self = Self {
         warm_up: Duration::from_millis(100),
         window: Duration::from_millis(200),
-        guest_warm_up: Duration::from_millis(300),
-        guest_window: Duration::from_millis(700),
+        guest_warm_up: Duration::from_millis(200),
+        guest_window: Duration::from_millis(500),
     };
 }
 
@@ -57,7 +57,7 @@ pub struct Stage {
     /// More options for our backend.
     pub backend_options: Vec<String>,
     cpus: Vec<usize>,
-    names: AtomicU32,
+    numbers: AtomicU32,
 }
 
 impl Stage {
@@ -72,7 +72,7 @@ impl Stage {
             pace,
             backend_options,
             cpus: allowed_cpus()?,
-            names: AtomicU32::new(0),
+            numbers: AtomicU32::new(0),
         })
     }
 
@@ -84,7 +84,12 @@ impl Stage {
     /// A name that nothing else of this benchmark has: the kernel may let go of an interface, and
     /// DPDK of its files, only after a while.
     pub fn new_name(&self, kind: &str) -> String {
-        format!("{kind}{}", self.names.fetch_add(1, Ordering::Relaxed))
+        format!("{kind}{}", self.new_number())
+    }
+
+    /// A number that nothing else of this benchmark has.
+    pub fn new_number(&self) -> u32 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
     /// A count's rate over this stage's window, after its warm-up, which begins with the first.

@@ -1,6 +1,7 @@
 //! TAP interfaces, made the same way for whoever uses them.
 
 use std::fs::{self, File};
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
@@ -9,34 +10,37 @@ use super::stage::{Stage, command};
 use crate::bench::logic::frame::HEADER_BYTES;
 use crate::sys::attach_tap;
 
-/// The host's address on a TAP, and that of who is behind it.
-pub const HOST_ADDRESS: &str = "10.78.0.1";
-/// See [`HOST_ADDRESS`].
-pub const GUEST_ADDRESS: &str = "10.78.0.2";
-
 /// A TAP that is up and belongs to this benchmark; it goes when this is dropped.
 #[derive(Debug)]
 pub struct Tap {
     name: String,
+    /// First address of a network of four.
+    network: u32,
 }
 
 impl Tap {
     /// Makes one for so many queue pairs.
     pub fn make(stage: &Stage, pairs: usize) -> Result<Self> {
-        let name = stage.new_name("bench");
+        let number = stage.new_number();
+        let name = format!("bench{number}");
         let kind = if pairs > 1 { " multi_queue" } else { "" };
         command(&format!("ip tuntap add dev {name} mode tap vnet_hdr{kind}"))?;
-        let tap = Self { name };
+        let tap = Self { name, network: NETWORKS + 4 * (number % MAX_NETWORKS) };
         command(&format!("ip link set {} txqueuelen {QUEUE_FRAMES} up", tap.name))?;
         Ok(tap)
     }
 
     /// Gives the host an address on it, and makes it know its neighbour if that cannot answer.
     pub fn address(&self, neighbour: Option<&str>) -> Result<()> {
-        let name = &self.name;
-        command(&format!("ip addr add {HOST_ADDRESS}/24 dev {name}"))?;
+        let (name, host, guest) = (&self.name, Ipv4Addr::from(self.network + 1), self.guest());
+        command(&format!("ip addr add {host}/{PREFIX} dev {name}"))?;
         let Some(mac) = neighbour else { return Ok(()) };
-        command(&format!("ip neigh add {GUEST_ADDRESS} lladdr {mac} dev {name} nud permanent"))
+        command(&format!("ip neigh add {guest} lladdr {mac} dev {name} nud permanent"))
+    }
+
+    /// The address of who is behind it.
+    pub fn guest(&self) -> Ipv4Addr {
+        Ipv4Addr::from(self.network + 2)
     }
 
     /// Its name.
@@ -67,6 +71,12 @@ impl Drop for Tap {
         let _ = command(&format!("ip link del {}", self.name));
     }
 }
+
+/// 10.128.0.0, from where on each TAP has a network of its own: those of both sides exist at once.
+const NETWORKS: u32 = u32::from_be_bytes([10, 128, 0, 0]);
+const MAX_NETWORKS: u32 = 1 << 16;
+/// Of a network of four addresses.
+pub const PREFIX: u8 = 30;
 
 /// Frames that a TAP keeps for its reader, the kernel's default.
 pub const QUEUE_FRAMES: u64 = 1000;

@@ -2,6 +2,7 @@
 
 pub mod cores;
 pub mod frame;
+pub mod offer;
 pub mod pairs;
 pub mod result;
 pub mod row;

@@ -6,23 +6,33 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use super::SHORT_RUNS;
 use crate::bench::drive::{Experiment, Side};
 use crate::bench::io::guest::Guest;
 use crate::bench::io::stage::Stage;
 use crate::bench::logic::frame::udp_payload;
+use crate::bench::logic::offer::{Next, Search};
 use crate::bench::logic::pairs::Better;
 use crate::bench::logic::row::Row;
 use crate::blast::{Window, ask};
 
-/// One boot for all streams of a run.
+/// All streams, each side's in one boot.
 pub struct Guests<'s> {
     stage: &'s Stage,
+    ours: Option<Ready>,
+    peer: Option<Ready>,
+}
+
+/// A guest, and how many datagrams a second it is offered.
+struct Ready {
+    guest: Guest,
+    offered_pps: Option<u64>,
 }
 
 impl<'s> Guests<'s> {
     /// On this stage.
     pub const fn new(stage: &'s Stage) -> Self {
-        Self { stage }
+        Self { stage, ours: None, peer: None }
     }
 }
 
@@ -38,23 +48,44 @@ impl Experiment for Guests<'_> {
         vec![row(TCP_TX, "Mbit/s"), row(TCP_RX, "Mbit/s"), row(UDP_TX, "kpps"), row(UDP_RX, "kpps")]
     }
 
+    fn pairs(&self, asked: usize) -> usize {
+        asked * SHORT_RUNS
+    }
+
     fn run(&mut self, side: Side, rows: &[Row]) -> Result<Vec<f64>> {
+        let stage = self.stage;
+        let ready = match side {
+            Side::Ours => &mut self.ours,
+            Side::Peer => &mut self.peer,
+        };
+        let ready = match ready {
+            Some(ready) => ready,
+            empty => empty.insert(Ready { guest: Guest::boot(stage, side)?, offered_pps: None }),
+        };
         let window = Window {
-            after_ms: millis(self.stage.pace.guest_warm_up),
-            for_ms: millis(self.stage.pace.guest_window),
+            after_ms: millis(stage.pace.guest_warm_up),
+            for_ms: millis(stage.pace.guest_window),
         };
-        let bytes = udp_payload(64) as u16;
-        let guest = Guest::boot(self.stage, side)?;
-        let measure = |row: &Row| {
-            Ok(match row.name {
-                TCP_TX => ask::tcp_from(guest.jobs, window)?.mbit_per_s(),
-                TCP_RX => ask::tcp_to(guest.jobs, window)?.mbit_per_s(),
-                UDP_TX => ask::udp_from(guest.jobs, bytes, window)?.packets_per_s() / 1e3,
-                UDP_RX => best_rate_to(guest.jobs, bytes, window)? / 1e3,
-                other => bail!("no such row: {other}"),
-            })
-        };
-        rows.iter().map(measure).collect()
+        rows.iter().map(|row| ready.measure(row, window)).collect()
+    }
+}
+
+impl Ready {
+    fn measure(&mut self, row: &Row, window: Window) -> Result<f64> {
+        let guest = self.guest.jobs;
+        Ok(match row.name {
+            TCP_TX => ask::tcp_from(guest, window)?.mbit_per_s(),
+            TCP_RX => ask::tcp_to(guest, window)?.mbit_per_s(),
+            UDP_TX => ask::udp_from(guest, UDP_BYTES, window)?.packets_per_s() / 1e3,
+            UDP_RX => {
+                let offered_pps = match self.offered_pps {
+                    Some(offered_pps) => offered_pps,
+                    None => *self.offered_pps.insert(best_offer(guest, window)?),
+                };
+                ask::udp_to(guest, UDP_BYTES, offered_pps, window)?.packets_per_s() / 1e3
+            }
+            other => bail!("no such row: {other}"),
+        })
     }
 }
 
@@ -63,20 +94,18 @@ const TCP_RX: &str = "guest-tcp-rx";
 const UDP_TX: &str = "guest-udp-tx";
 const UDP_RX: &str = "guest-udp-rx";
 
-/// The most datagrams a second that the guest can be made to take.
-///
-/// A guest that is flooded spends its time on dropping, so more is offered only as long as more arrives.
-fn best_rate_to(guest: SocketAddr, bytes: u16, window: Window) -> Result<f64> {
-    let window = Window { for_ms: window.for_ms / 2, ..window };
-    let (mut offered_pps, mut best) = (FIRST_OFFER_PPS, 0.0f64);
+const UDP_BYTES: u16 = udp_payload(64) as u16;
+
+/// How many datagrams a second a guest is to be offered for the most of them to arrive.
+fn best_offer(guest: SocketAddr, window: Window) -> Result<u64> {
+    let mut search = Search::from(FIRST_OFFER_PPS);
+    let mut offered_pps = FIRST_OFFER_PPS;
     loop {
-        let rate = ask::udp_to(guest, bytes, offered_pps, window)?.packets_per_s();
-        best = best.max(rate);
-        // Half of what was offered is lost: twice as much makes it worse.
-        if rate < offered_pps as f64 / 2.0 {
-            return Ok(best);
+        let rate = ask::udp_to(guest, UDP_BYTES, offered_pps, window)?.packets_per_s();
+        match search.arrived(rate) {
+            Next::Offer(pps) => offered_pps = pps,
+            Next::Best(pps) => return Ok(pps),
         }
-        offered_pps = offered_pps * 3 / 2;
     }
 }
 

@@ -13,6 +13,12 @@ const DOWNTIME_MS: u64 = 300;
 /// Bytes a second: no limit that matters here.
 const BANDWIDTH: u64 = 1 << 30;
 
+/// Many pages are to be written meanwhile, by whole 64 KiB frames.
+const TCP_BYTES_PER_S: u64 = 4_000_000;
+/// Pages that were written, but not read by anybody until the guest is at the other place: those that
+/// a backend which forgot to mark them would lose.
+const TCP_REST_MS: u64 = 300;
+
 /// QEMU's account.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -42,6 +48,9 @@ pub fn migrate(stage: &mut Stage, name: &str) -> Result<Step> {
     let uri = json!({"uri": format!("unix:{}", socket.display())});
     stage.there.machine()?.execute("migrate-incoming", &uri)?;
     let limits = Limits { gap_ms: 5000, lost: None, duplicated: 0 };
+    let usual = stage.target.clone();
+    stage.target.tcp_bytes_per_s = TCP_BYTES_PER_S;
+    stage.target.tcp_rest_ms = TCP_REST_MS;
     let step = stage.measure(name, limits, |stage| {
         let source = stage.here.machine()?;
         let parameters = json!({"downtime-limit": DOWNTIME_MS, "max-bandwidth": BANDWIDTH});
@@ -66,6 +75,7 @@ pub fn migrate(stage: &mut Stage, name: &str) -> Result<Step> {
             stage.here.nic.tap
         ))
     })?;
+    stage.target = usual;
     stage.there.quit_machine()?;
     stage.there.end_backend()?;
     Ok(step)

@@ -97,7 +97,7 @@ fn play(options: &Options, host: &Host, outcome: &mut Outcome) -> Result<()> {
                 outcome.failures.extend(steps::announcement_is_heard(&mut stage)?);
             }
             Play::Link => steps.push(steps::link(&mut stage)?),
-            Play::Reconnects => steps.push(steps::reconnects(&mut stage, options.reconnects)?),
+            Play::Reconnects => steps.extend(steps::reconnects(&mut stage, options.reconnects)?),
             Play::Reboot => steps.push(steps::reboot(&mut stage)?),
             Play::Migrate => {
                 for name in ["there", "back"] {

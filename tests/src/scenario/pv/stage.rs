@@ -64,8 +64,9 @@ impl Stage {
             address,
             probe_pps: options.probe_pps,
             tcp_bytes_per_s: TCP_BYTES_PER_S,
+            tcp_rest_ms: 0,
         };
-        let [here, there] = ["a", "b"].map(|name| Side::new(host, name));
+        let [here, there] = ["a", "b"].map(|name| Side::new(host, options, name));
         let mut stage = Self { host: host.clone(), target, here, there, began_ms: now_ms() };
         stage.here.start_backend()?;
         stage.here.start_machine(host, Start::Boot)?;
@@ -89,6 +90,7 @@ impl Stage {
         let mut streams = Streams::start(&self.host, &self.target, PATIENCE)?;
         sleep(CALM);
         let before = self.here.backend()?.resources()?;
+        let dropped = self.here.nic.tap_counter("tx_dropped")?;
         let did = event(self).with_context(|| name.to_owned())?;
         let reached = streams.until_reached(REACHED);
         if reached.is_err() {
@@ -98,6 +100,8 @@ impl Stage {
         sleep(CALM);
         let account = streams.end(PATIENCE).with_context(|| format!("{name}: {did}"))?;
         let after = self.here.backend()?.resources()?;
+        // Of another TAP after a migration, or one that was made again.
+        let tap_dropped = self.here.nic.tap_counter("tx_dropped")?.saturating_sub(dropped);
         self.check()?;
         self.say(&format!("{name}: {did}"));
         let no_transfer = || Transfer::new(Err("there was none".into()));
@@ -108,10 +112,12 @@ impl Stage {
             to_guest: account.to_guest,
             from_guest: account.from_guest,
             refused: account.refused,
+            tap_dropped,
             tcp: account.tcp.unwrap_or_else(no_transfer),
             before,
             after,
             limits,
+            one_queue: self.here.nic.queues == 1,
         })
     }
 
@@ -177,8 +183,8 @@ impl Stage {
 }
 
 impl Side {
-    fn new(host: &Host, name: &'static str) -> Self {
-        Self { name, nic: Nic::new(host, name), machine: None, backend: None }
+    fn new(host: &Host, options: &Options, name: &'static str) -> Self {
+        Self { name, nic: Nic::new(host, options, name), machine: None, backend: None }
     }
 
     /// Starts the backend where QEMU looks for it.
@@ -195,7 +201,7 @@ impl Side {
 
     /// Starts a QEMU.
     pub fn start_machine(&mut self, host: &Host, how: Start) -> Result<()> {
-        self.machine = Some(Machine::start(host, self.name, &self.nic.socket, how)?);
+        self.machine = Some(Machine::start(host, self.name, &self.nic, how)?);
         Ok(())
     }
 

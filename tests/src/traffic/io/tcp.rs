@@ -24,6 +24,8 @@ use crate::traffic::logic::stream::{
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Transfers that a guest serves at once.
 const MAX_TRANSFERS: usize = 4;
+/// Between two rests of a reader.
+const AWAKE: Duration = Duration::from_millis(30);
 /// A paced stream is sent in this many pieces a second.
 const BLOCKS_PER_S: u64 = 50;
 
@@ -57,17 +59,22 @@ pub fn serve(bind: SocketAddr) -> Result<SocketAddr> {
 }
 
 /// Transfers to and from `to` until stdin ends, or until `limit` bytes were sent.
-pub fn transfer(to: SocketAddr, bytes_per_s: u64, limit: Option<u64>) -> Result<Outcome> {
+pub fn transfer(
+    to: SocketAddr,
+    bytes_per_s: u64,
+    rest_ms: u64,
+    limit: Option<u64>,
+) -> Result<Outcome> {
     let stream = TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("TCP {to}"))?;
     set_up(&stream)?;
     // Any two transfers of a testbed differ by their local ports.
-    let hello = Hello { seed: u64::from(stream.local_addr()?.port()) << 32, bytes_per_s };
+    let hello = Hello { seed: u64::from(stream.local_addr()?.port()) << 32, bytes_per_s, rest_ms };
     (&stream).write_all(&hello.encode())?;
     let ends = |sent: Digest, pause: Duration| {
         limit.is_some_and(|limit| sent.bytes >= limit) || (limit.is_none() && stdin_ends(pause))
     };
     let (sent, (received, theirs)) = std::thread::scope(|scope| {
-        let reader = scope.spawn(|| read_blocks(&stream));
+        let reader = scope.spawn(|| read_blocks(&stream, Duration::ZERO));
         let sent = write_blocks(&stream, hello, true, ends).context("send");
         if let Ok(sent) = sent {
             write_end(&stream, Totals { sent, received: Digest::default() })?;
@@ -94,7 +101,7 @@ fn serve_one(stream: &TcpStream) -> Result<()> {
     };
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| write_blocks(stream, hello, false, ends));
-        let read = read_blocks(stream);
+        let read = read_blocks(stream, Duration::from_millis(hello.rest_ms));
         ended.store(true, Ordering::Relaxed);
         if read.is_err() {
             let _ = stream.shutdown(Shutdown::Both);
@@ -146,10 +153,17 @@ fn write_end(mut stream: &TcpStream, totals: Totals) -> Result<()> {
 }
 
 /// Takes blocks to their end: what was received, and what the other side says.
-fn read_blocks(mut stream: &TcpStream) -> Result<(Digest, Totals)> {
+///
+/// Rests now and then, during which the kernel keeps what comes.
+fn read_blocks(mut stream: &TcpStream, rest: Duration) -> Result<(Digest, Totals)> {
     let mut received = Digest::default();
     let mut block = vec![0; MAX_BLOCK];
+    let mut rested = Instant::now();
     loop {
+        if rested.elapsed() > AWAKE {
+            sleep(rest);
+            rested = Instant::now();
+        }
         let mut length = [0; 4];
         stream.read_exact(&mut length)?;
         let length = u32::from_be_bytes(length) as usize;
@@ -180,10 +194,18 @@ mod tests {
     #[test]
     fn a_transfer_over_loopback_is_intact_and_counts_both_ways() {
         let bind = serve("127.0.0.1:0".parse().unwrap()).unwrap();
-        let outcome = transfer(bind, 0, Some(3 << 20)).unwrap();
+        let outcome = transfer(bind, 0, 0, Some(3 << 20)).unwrap();
         assert!(outcome.intact, "{outcome:?}");
         assert!(outcome.to_guest.sent.bytes >= 3 << 20);
         assert!(outcome.from_guest.received.bytes > 0);
+    }
+
+    #[test]
+    fn a_guest_that_rests_receives_everything_later() {
+        let bind = serve("127.0.0.1:0".parse().unwrap()).unwrap();
+        let outcome = transfer(bind, 4 << 20, 200, Some(2 << 20)).unwrap();
+        assert!(outcome.intact, "{outcome:?}");
+        assert!(outcome.to_guest.received.bytes >= 2 << 20);
     }
 
     #[test]
@@ -195,7 +217,7 @@ mod tests {
             let mut some = [0; 5000];
             stream.read_exact(&mut some).unwrap();
         });
-        assert!(transfer(to, 0, Some(8 << 20)).is_err());
+        assert!(transfer(to, 0, 0, Some(8 << 20)).is_err());
         other.join().unwrap();
     }
 
@@ -219,7 +241,7 @@ mod tests {
             let _ = std::io::copy(&mut client, &mut guest);
             copy.join().unwrap();
         });
-        let outcome = transfer(to, 0, Some(1 << 20)).unwrap();
+        let outcome = transfer(to, 0, 0, Some(1 << 20)).unwrap();
         assert!(!outcome.intact);
         assert_eq!(outcome.to_guest.sent.bytes, outcome.to_guest.received.bytes);
         assert_ne!(outcome.to_guest.sent.checksum, outcome.to_guest.received.checksum);

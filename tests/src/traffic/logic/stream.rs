@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Length of a [`Hello`].
-pub const HELLO_LEN: usize = 20;
+pub const HELLO_LEN: usize = 28;
 /// Length of [`Totals`].
 pub const TOTALS_LEN: usize = 32;
 /// Longest block.
@@ -22,6 +22,8 @@ pub struct Hello {
     pub seed: u64,
     /// Each way; 0: as fast as it goes.
     pub bytes_per_s: u64,
+    /// How long the guest leaves what came unread, again and again.
+    pub rest_ms: u64,
 }
 
 /// Bytes, in number and order.
@@ -70,8 +72,8 @@ impl Hello {
     /// On the wire.
     pub fn encode(&self) -> [u8; HELLO_LEN] {
         let mut bytes = [0; HELLO_LEN];
-        let fields =
-            MAGIC.into_iter().chain(self.seed.to_be_bytes()).chain(self.bytes_per_s.to_be_bytes());
+        let words = [self.seed, self.bytes_per_s, self.rest_ms].into_iter();
+        let fields = MAGIC.into_iter().chain(words.flat_map(u64::to_be_bytes));
         bytes.iter_mut().zip(fields).for_each(|(to, from)| *to = from);
         bytes
     }
@@ -79,10 +81,9 @@ impl Hello {
     /// `None` if it is not ours.
     pub fn decode(bytes: &[u8; HELLO_LEN]) -> Option<Self> {
         let (magic, rest) = bytes.split_first_chunk::<4>()?;
-        let (&seed, rest) = rest.split_first_chunk()?;
-        let (&bytes_per_s, _) = rest.split_first_chunk()?;
+        let mut words = rest.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
         let hello =
-            Self { seed: u64::from_be_bytes(seed), bytes_per_s: u64::from_be_bytes(bytes_per_s) };
+            Self { seed: words.next()?, bytes_per_s: words.next()?, rest_ms: words.next()? };
         (*magic == MAGIC).then_some(hello)
     }
 }
@@ -180,8 +181,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_written_is_read(seed: u64, bytes_per_s: u64, words: [u64; 4]) {
-            let hello = Hello { seed, bytes_per_s };
+        fn what_was_written_is_read(hello: [u64; 3], words: [u64; 4]) {
+            let [seed, bytes_per_s, rest_ms] = hello;
+            let hello = Hello { seed, bytes_per_s, rest_ms };
             prop_assert_eq!(Hello::decode(&hello.encode()), Some(hello));
             let [a, b, c, d] = words;
             let totals = Totals {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use flexvf_protocol::stats_page::Snapshot;
 
+use crate::scenario::Options;
 use crate::scenario::io::child::Child;
 use crate::scenario::io::host::Host;
 use crate::scenario::pv::logic::result::Resources;
@@ -27,6 +28,9 @@ pub struct Nic {
     pub socket: PathBuf,
     /// The counters' file.
     pub stats: PathBuf,
+    /// Queue pairs.
+    pub queues: u8,
+    options: Vec<String>,
     log: PathBuf,
 }
 
@@ -36,12 +40,14 @@ pub struct Backend(Child);
 
 impl Nic {
     /// The NIC of that name.
-    pub fn new(host: &Host, name: &str) -> Self {
+    pub fn new(host: &Host, options: &Options, name: &str) -> Self {
         Self {
             tap: format!("fv-{name}"),
             bridge: host.bridge.clone(),
             socket: host.run.join(format!("{name}.sock")),
             stats: host.run.join(format!("{name}.stats")),
+            queues: options.queues,
+            options: options.pv_options.split_whitespace().map(str::to_owned).collect(),
             log: host.log(&format!("{name}-pv.log")),
         }
     }
@@ -71,7 +77,8 @@ impl Backend {
         }
         let mut command = Command::new("vhost-net-pv");
         command.arg("--socket").arg(socket).args(["--tap", &nic.tap, "--bridge", &nic.bridge]);
-        command.arg("--stats").arg(&nic.stats);
+        command.arg("--stats").arg(&nic.stats).args(["--queues", &nic.queues.to_string()]);
+        command.args(&nic.options);
         let mut backend = Self(Child::start("vhost-net-pv", &mut command, &nic.log)?);
         let end = Instant::now() + START;
         while !socket.exists() {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::backend::resources;
+use super::backend::{Nic, resources};
 use super::shell::Shell;
 use crate::scenario::io::child::Child;
 use crate::scenario::io::host::Host;
@@ -46,8 +46,8 @@ pub enum Start {
 }
 
 impl Machine {
-    /// Starts a QEMU with its files named after `name`, its NIC served at `socket`.
-    pub fn start(host: &Host, name: &str, socket: &Path, how: Start) -> Result<Self> {
+    /// Starts a QEMU with its files named after `name`.
+    pub fn start(host: &Host, name: &str, nic: &Nic, how: Start) -> Result<Self> {
         let path = |end: &str| host.run.join(format!("{name}-{end}.sock"));
         let (qmp, shell_socket) = (path("qmp"), path("shell"));
         for socket in [&qmp, &shell_socket] {
@@ -55,7 +55,7 @@ impl Machine {
         }
         let mut command = Command::new("qemu-system-x86_64");
         let console = host.log(&format!("{name}-console.log"));
-        command.args(arguments(host, name, socket, [&qmp, &shell_socket, &console]));
+        command.args(arguments(host, name, nic, [&qmp, &shell_socket, &console]));
         command.args(["-kernel", &variable("FLEXVF_GUEST_KERNEL")?]);
         command.args(["-initrd", &variable("FLEXVF_GUEST_INITRD")?, "-append"]);
         command.arg(variable("FLEXVF_GUEST_APPEND")? + " " + GUEST_APPEND);
@@ -114,18 +114,18 @@ impl Machine {
 /// As the guest image reads it; see scripts/testbed/guest-init.
 const GUEST_APPEND: &str = "flexvf.name=pv1 flexvf.ip=10.77.0.11/24 flexvf.bond=off";
 
-fn arguments(
-    host: &Host,
-    name: &str,
-    socket: &Path,
-    [qmp, shell, console]: [&Path; 3],
-) -> Vec<String> {
+fn arguments(host: &Host, name: &str, nic: &Nic, [qmp, shell, console]: [&Path; 3]) -> Vec<String> {
     let cpu = if host.accel == "kvm" { "host" } else { "max" };
     // Devices that the guest has no use for cost exits when they are probed.
     let machine = "q35,memory-backend=ram,sata=off,smbus=off,i8042=off,hpet=off,vmport=off";
     let memory = format!("memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on");
-    let device = format!("virtio-net-pci,id={NIC},netdev={NIC},mac={MAC},romfile=");
-    let backend = format!("socket,id={NIC},path={},reconnect-ms={RECONNECT_MS}", socket.display());
+    let (queues, path) = (nic.queues, nic.socket.display());
+    let (mq, vectors) = (if queues > 1 { "on" } else { "off" }, 2 * queues + 2);
+    let backend = format!("socket,id={NIC},path={path},reconnect-ms={RECONNECT_MS}");
+    let netdev = format!("vhost-user,id={NIC},chardev={NIC},queues={queues}");
+    let device = format!(
+        "virtio-net-pci,id={NIC},netdev={NIC},mac={MAC},romfile=,mq={mq},vectors={vectors}"
+    );
     let shell = format!("socket,id=shell,path={},server=on,wait=off", shell.display());
     let lines = [
         format!("-name {name} -nodefaults -display none -machine {machine}"),
@@ -134,7 +134,7 @@ fn arguments(
         format!("-chardev file,id=console,append=on,path={}", console.display()),
         "-device virtio-serial-pci -device virtconsole,chardev=console".into(),
         format!("-chardev {shell} -device virtserialport,chardev=shell,name=flexvf.shell"),
-        format!("-chardev {backend} -netdev vhost-user,id={NIC},chardev={NIC} -device {device}"),
+        format!("-smp {queues} -chardev {backend} -netdev {netdev} -device {device}"),
     ];
     let words = lines.iter().flat_map(|line| line.split(' '));
     words.map(str::to_owned).collect()

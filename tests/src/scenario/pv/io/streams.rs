@@ -31,6 +31,8 @@ pub struct Target {
     pub probe_pps: u32,
     /// Bytes a second of the TCP transfer, each way.
     pub tcp_bytes_per_s: u64,
+    /// How long the guest leaves what came by TCP unread, again and again.
+    pub tcp_rest_ms: u64,
 }
 
 /// Running streams.
@@ -68,8 +70,10 @@ impl Streams {
     /// The same, with a TCP transfer.
     pub fn start(host: &Host, target: &Target, patience: Duration) -> Result<Self> {
         let mut streams = Self::probes(host, target, patience)?;
-        let Target { address, tcp_bytes_per_s, .. } = target;
-        let line = format!("tcp --to {address}:{DEFAULT_PORT} --bytes-per-s {tcp_bytes_per_s}");
+        let Target { address, tcp_bytes_per_s, tcp_rest_ms, .. } = target;
+        let line = format!(
+            "tcp --to {address}:{DEFAULT_PORT} --bytes-per-s {tcp_bytes_per_s} --rest-ms {tcp_rest_ms}"
+        );
         streams.transfer = Some(Tool::start(host, &host.peer_ns, &line)?);
         Ok(streams)
     }
