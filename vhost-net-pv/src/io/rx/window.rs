@@ -113,6 +113,11 @@ impl<'m> Window<'m> {
         }
     }
 
+    /// A frame of `bytes` fits the first chain.
+    pub(super) fn has_room_for(&self, bytes: usize) -> bool {
+        self.chains.front().is_some_and(|chain| chain.bytes - self.header_bytes >= bytes)
+    }
+
     /// Copies a frame of ours to its place.
     pub(super) fn write(&self, frame: &[u8]) {
         let pieces = self.pieces.get(self.spent..).unwrap_or_default();
