@@ -264,6 +264,10 @@ impl Port for Tap {
         Some(self.file.as_fd())
     }
 
+    fn wants_one_piece(&self) -> bool {
+        true
+    }
+
     fn send(&mut self, batch: &mut Batch<'_>) {
         // A single frame gains nothing from a ring.
         match &mut self.uring {

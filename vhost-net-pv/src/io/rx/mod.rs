@@ -3,8 +3,8 @@
 //! How long a frame is shows only once it was read. Three ways of reading deal with that. Usually
 //! each buffer is expected to hold a frame, and as many are read at once as came the last times. A
 //! frame that turns out longer ends in a spill of ours; then, for a while, frames are read singly,
-//! each into as many buffers as the longest frame needs. While all are small, they are read to us
-//! and copied: one run of memory costs the kernel so much less than three.
+//! each into as many buffers as the longest frame needs. While all are small, and the port likes it
+//! better, they are read to us and copied: one run of memory costs the kernel much less than three.
 //!
 //! A frame that cannot stay where it was read (its rest is in the spill, or one before it has no
 //! place yet) is held back and copied to its place once there is one. Nothing else is read
@@ -153,11 +153,16 @@ impl<'m> RxPump<'m> {
             return Round::NoBuffers;
         }
         port.receive(&mut self.slots, &mut state.spills);
-        self.settle(state, counters)
+        self.settle(state, counters, port.wants_one_piece())
     }
 
     /// Hands over what was read, or holds it back.
-    fn settle(&mut self, state: &mut RxState, counters: &mut RingCounters) -> Round {
+    fn settle(
+        &mut self,
+        state: &mut RxState,
+        counters: &mut RingCounters,
+        one_piece: bool,
+    ) -> Round {
         let (mut handled, mut longest, mut dry) = (0, 0, false);
         let mut in_place = true;
         for index in 0..self.slots.len() {
@@ -186,7 +191,7 @@ impl<'m> RxPump<'m> {
             frame.extend_from_slice(&spill[..(bytes - frame.len()).min(spill.len())]);
             state.hold(Held { header: slot.header, frame });
         }
-        self.learn(handled, longest);
+        self.learn(handled, longest, one_piece);
         match dry && !state.is_holding() {
             true => Round::Dry(handled),
             false => Round::Handled(handled),
@@ -194,7 +199,7 @@ impl<'m> RxPump<'m> {
     }
 
     /// Adapts to the frames that come.
-    fn learn(&mut self, frames: u16, longest: usize) {
+    fn learn(&mut self, frames: u16, longest: usize, one_piece: bool) {
         // More than came, so that a port that had more is asked for more.
         let next = (2 * usize::from(frames)).clamp(1, MAX_SLOTS);
         self.mode = match self.mode {
@@ -202,7 +207,7 @@ impl<'m> RxPump<'m> {
             Mode::Small(_) => Mode::Small(next),
             Mode::Many(_) => match self.slots.at(0).map(|(slot, _)| slot.room()) {
                 Some(short) if longest > short => Mode::Single { run: SHORT_RUN, short },
-                Some(short) if longest <= SMALL_FRAME.min(short) => Mode::Small(next),
+                Some(short) if one_piece && longest <= SMALL_FRAME.min(short) => Mode::Small(next),
                 _ => Mode::Many(next),
             },
             Mode::Single { short, .. } if longest > short => Mode::Single { run: SHORT_RUN, short },
