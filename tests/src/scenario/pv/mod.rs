@@ -11,6 +11,7 @@
 //! interrupts the guest there must be none. Last, counters are compared: see [`counting`].
 
 pub mod counting;
+pub mod features;
 pub mod io;
 pub mod logic;
 pub mod migration;
@@ -32,6 +33,8 @@ pub enum Play {
     Calm,
     /// Counters are compared
     Counters,
+    /// Another guest is offered everything
+    Features,
     /// The backend is killed, once and often
     Kill,
     /// The guest's driver is unbound and bound
@@ -87,6 +90,7 @@ fn play(options: &Options, host: &Host, outcome: &mut Outcome) -> Result<()> {
                 outcome.failures.extend(ledger.failures());
                 outcome.counters = Some(ledger);
             }
+            Play::Features => outcome.failures.extend(features::play(&stage, options)?),
             Play::Kill => {
                 steps.push(steps::kill(&mut stage)?);
                 steps.push(steps::kills(&mut stage)?);

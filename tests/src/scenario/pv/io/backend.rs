@@ -52,6 +52,13 @@ impl Nic {
         }
     }
 
+    /// The same with so many queue pairs, and more options for its backend.
+    pub fn with(mut self, queues: u8, options: &str) -> Self {
+        self.queues = queues;
+        self.options.extend(options.split_whitespace().map(str::to_owned));
+        self
+    }
+
     /// The counters as they are now.
     pub fn page(&self) -> Result<Snapshot> {
         let context = || format!("read {}", self.stats.display());
