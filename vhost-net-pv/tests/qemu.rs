@@ -36,7 +36,19 @@ fn qemu(sysroot: &Path, backend: &Backend, queues: u16) -> Program {
 
 /// The same with other properties of the NIC.
 fn qemu_with(sysroot: &Path, backend: &Backend, queues: u16, properties: &str) -> Program {
-    let chardev = format!("socket,id=net0,path={},reconnect-ms=200", backend.socket().display());
+    let role = "reconnect-ms=200";
+    qemu_as(role, sysroot, backend, queues, properties)
+}
+
+/// The same that listens, or connects again and again.
+fn qemu_as(
+    role: &str,
+    sysroot: &Path,
+    backend: &Backend,
+    queues: u16,
+    properties: &str,
+) -> Program {
+    let chardev = format!("socket,id=net0,path={},{role}", backend.socket().display());
     let child = Command::new(sysroot.join("flexvf-bin/qemu-system-x86_64"))
         .args(["-nodefaults", "-display", "none", "-accel", "tcg", "-S"])
         .args(["-M", "q35,memory-backend=mem", "-m", "64"])
@@ -77,6 +89,33 @@ fn qemu_starts_is_killed_and_starts_again() {
         }
         assert!(backend.end());
     }
+}
+
+#[test]
+fn qemu_that_listens_is_found_again_and_finds_a_killed_backend_again() {
+    let Some(sysroot) = sysroot() else { return };
+    let mut backend = Backend::start_connecting(&["--port", "null", "--queues", "2"]);
+    let connected = |backend: &Backend, times| {
+        backend.until("the handshake is over", || {
+            let page = backend.page();
+            page.header(Header::Connected) == 1
+                && page.header(Header::Connections) == times
+                && backend.log().matches("SET_VRING_ERR").count() >= 4
+        });
+    };
+    for start in 0..2 {
+        let mut child = qemu_as("server=on", &sysroot, &backend, 2, "mq=on");
+        connected(&backend, 2 * start + 1);
+        backend.kill_while(|| {});
+        backend.restart();
+        connected(&backend, 2 * start + 2);
+        assert!(child.0.try_wait().unwrap().is_none(), "QEMU has ended");
+        assert_eq!(backend.page().header(Header::Refused), 0);
+        child.end(Signal::SIGKILL);
+        backend.until("QEMU is gone", || backend.page().header(Header::Connected) == 0);
+        std::fs::remove_file(backend.socket()).unwrap();
+    }
+    assert!(backend.end());
 }
 
 fn qmp_path(backend: &Backend) -> PathBuf {
