@@ -106,6 +106,9 @@ fn qemu_that_listens_is_found_again_and_finds_a_killed_backend_again() {
     for start in 0..2 {
         let mut child = qemu_as("server=on", &sysroot, &backend, 2, "mq=on");
         connected(&backend, 2 * start + 1);
+        // It answers once its devices are there: until then a backend's death may be its own.
+        backend.until("QEMU has a monitor", || UnixStream::connect(qmp_path(&backend)).is_ok());
+        qmp(&backend, r#"{"execute": "query-status"}"#);
         backend.kill_while(|| {});
         backend.restart();
         connected(&backend, 2 * start + 2);
@@ -113,7 +116,9 @@ fn qemu_that_listens_is_found_again_and_finds_a_killed_backend_again() {
         assert_eq!(backend.page().header(Header::Refused), 0);
         child.end(Signal::SIGKILL);
         backend.until("QEMU is gone", || backend.page().header(Header::Connected) == 0);
-        std::fs::remove_file(backend.socket()).unwrap();
+        for left_behind in [backend.socket(), qmp_path(&backend)] {
+            std::fs::remove_file(left_behind).unwrap();
+        }
     }
     assert!(backend.end());
 }

@@ -8,7 +8,8 @@
 //! During each step probes run both ways, and a TCP transfer whose bytes are compared by checksum. A
 //! step is good when the transfer is intact, the guest is reached again within the step's limit, and
 //! the backend has no more descriptors and memory than before. Losses are told; where nothing
-//! interrupts the guest there must be none. Last, counters are compared: see [`counting`].
+//! interrupts the guest there must be none. Counters are compared: see [`counting`].
+//! A second guest is offered every feature: see [`features`].
 
 pub mod counting;
 pub mod features;
