@@ -105,17 +105,14 @@ mod ioctls {
     nix::ioctl_write_ptr_bad!(set_header, libc::TUNSETVNETHDRSZ, libc::c_int);
 }
 
-/// Asks the processor for the two cache lines at the front of some guest memory, to write to them.
+/// Asks the processor for the cache line at the front of some guest memory, to write to them.
 pub fn prefetch_to_write(memory: &VolatileSlice<'_>) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
         let first = memory.ptr_guard().as_ptr().cast::<i8>();
         // SAFETY: a prefetch is a hint that reads nothing into the program and never faults.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_ET0>(first);
-            _mm_prefetch::<_MM_HINT_ET0>(first.wrapping_add(64));
-        }
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(first) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = memory;

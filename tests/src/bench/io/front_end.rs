@@ -2,8 +2,8 @@
 //!
 //! It costs some ten nanoseconds a frame, so that a backend is what is measured, and so that one
 //! processor can do this and feed a TAP too; a front-end that polls by itself, like DPDK's, would not
-//! let it. A guest with one queue pair, mergeable buffers and 256-entry rings, as QEMU gives it. Each
-//! frame that it sends is written anew, as a guest's would be.
+//! let it. A guest with one queue pair, mergeable buffers and 256-entry rings, as QEMU gives it. The
+//! headers of each frame that it sends are written anew, as DPDK's generator does it.
 
 use std::fs::File;
 use std::path::Path;
@@ -67,6 +67,10 @@ impl FrontEnd {
         front_end.to_guest.lay_out(&front_end.memory, VRING_DESC_F_WRITE, BUFFER_BYTES)?;
         let length = front_end.frame.len() as u64;
         front_end.from_guest.lay_out(&front_end.memory, 0, length)?;
+        for index in 0..RING {
+            let at = GuestAddress(front_end.from_guest.buffer(index));
+            front_end.memory.write_slice(&front_end.frame, at)?;
+        }
         front_end.negotiate().context("speak vhost-user with the backend")?;
         Ok(front_end)
     }
@@ -79,10 +83,8 @@ impl FrontEnd {
 
     /// Sends as many frames as there is room for, and returns the number of all that were taken.
     pub fn sent(&mut self) -> Result<u64> {
-        let taken = self.from_guest.turn(&self.memory, self.in_order, Some(&self.frame))?;
-        // No two frames are alike.
-        self.frame[HEADER_AND_ADDRESSES..][..8].copy_from_slice(&taken.to_be_bytes());
-        Ok(taken)
+        let headers = self.frame.get(..HEADERS);
+        self.from_guest.turn(&self.memory, self.in_order, headers)
     }
 
     fn negotiate(&mut self) -> Result<()> {
@@ -170,13 +172,13 @@ impl Ring {
         Ok(())
     }
 
-    /// Takes back what was used and puts as much on offer again, with `frame` in it if there is one;
-    /// returns the number of all buffers used so far.
+    /// Takes back what was used and puts as much on offer again, with `headers` written if there are
+    /// some; returns the number of all buffers used so far.
     fn turn(
         &mut self,
         memory: &GuestMemoryMmap,
         in_order: bool,
-        frame: Option<&[u8]>,
+        headers: Option<&[u8]>,
     ) -> Result<u64> {
         let ring = memory.get_slice(GuestAddress(self.at), RING_BYTES as usize)?;
         let used: u16 = ring.load(USED as usize + 2, Ordering::Acquire)?;
@@ -190,18 +192,18 @@ impl Ring {
         let first_lap = self.used == 0 && self.available < RING;
         for ahead in 0..free {
             let slot = self.available.wrapping_add(ahead) % RING;
-            if frame.is_some() {
+            if headers.is_some() {
                 let soon = self.buffer(slot.wrapping_add(PREFETCHED) % RING) - self.at;
-                prefetch_to_write(&ring.subslice(soon as usize, 2 * CACHE_LINE)?);
+                prefetch_to_write(&ring.offset(soon as usize)?);
             }
             // One used entry may stand for several buffers in order, and says nothing for the others.
             let head = match in_order || first_lap {
                 true => slot,
                 false => heads.load(usize::from(slot)) as u16 % RING,
             };
-            if let Some(frame) = frame {
+            if let Some(headers) = headers {
                 let at = self.buffer(head) - self.at;
-                ring.subslice(at as usize, frame.len())?.copy_from(frame);
+                ring.subslice(at as usize, headers.len())?.copy_from(headers);
             }
             offers.store(usize::from(slot), head);
         }
@@ -230,11 +232,10 @@ impl Ring {
 const BURST: u16 = 32;
 /// Frames between the one that is written and the one that is asked for.
 const PREFETCHED: u16 = 12;
-const CACHE_LINE: usize = 64;
 /// Of the frames sent.
 const FRAME_BYTES: usize = 64;
-/// Virtio-net and Ethernet headers, and IP's fixed fields and addresses with UDP's ports.
-const HEADER_AND_ADDRESSES: usize = 12 + 14 + 20 + 8;
+/// Of virtio-net, Ethernet, IP and UDP.
+const HEADERS: usize = 12 + 14 + 20 + 8;
 const RING: u16 = 256;
 /// Odd in cache lines, so that not all fall into the same sets.
 const BUFFER_BYTES: u64 = 2048 + 64;

@@ -1,6 +1,7 @@
 //! Rings alone: 64-byte frames to and from a backend that does nothing else with them, ours or DPDK's
 //! own vhost. Once with a front-end so light that the backend is what is measured, and once with
-//! DPDK's virtio-user, which takes about as long for a frame as the backends do.
+//! DPDK's virtio-user, which takes about as long for a frame as the backends do. DPDK polls; so does
+//! ours (`--poll-us`), but for the rows that say otherwise.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,16 +27,20 @@ pub fn experiments(stage: &Stage) -> Vec<Box<dyn Experiment + '_>> {
     vec![
         ring("ring-tx-64", Kind::Light, Direction::FromGuest),
         ring("ring-rx-64", Kind::Light, Direction::ToGuest),
+        ring("ring-tx-64-events", Kind::LightAndEvents, Direction::FromGuest),
+        ring("ring-rx-64-events", Kind::LightAndEvents, Direction::ToGuest),
         ring("ring-tx-64-virtio-user", Kind::VirtioUser, Direction::FromGuest),
         ring("ring-rx-64-virtio-user", Kind::VirtioUser, Direction::ToGuest),
     ]
 }
 
-/// Whose rings they are.
+/// Whose rings they are, and how our backend learns of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// This process's.
     Light,
+    /// The same, and our backend waits for kicks.
+    LightAndEvents,
     /// DPDK's.
     VirtioUser,
 }
@@ -102,7 +107,10 @@ impl Ready {
             Direction::FromGuest => (Mode::Receive, Port::Null),
             Direction::ToGuest => (Mode::Send(FRAME_BYTES), Port::Source),
         };
-        let ours = Backend::start(stage, port, 1)?;
+        let ours = match kind {
+            Kind::Light | Kind::VirtioUser => Backend::start_polling(stage, port)?,
+            Kind::LightAndEvents => Backend::start(stage, port, 1)?,
+        };
         let socket = stage.run.join(stage.new_name("vhost"));
         let peer = Testpmd::backend(stage, &socket, mode)?;
         let mut ready = Self {
@@ -134,7 +142,9 @@ impl Ready {
 impl Guest {
     fn connect(stage: &Stage, socket: &Path, kind: Kind, direction: Direction) -> Result<Self> {
         let front_end = match kind {
-            Kind::Light => AnyFrontEnd::Light(Box::new(FrontEnd::connect(socket)?)),
+            Kind::Light | Kind::LightAndEvents => {
+                AnyFrontEnd::Light(Box::new(FrontEnd::connect(socket)?))
+            }
             Kind::VirtioUser => {
                 let mode = match direction {
                     Direction::FromGuest => Mode::Send(FRAME_BYTES),
