@@ -38,12 +38,12 @@ impl Backend {
     /// The same with one queue pair, and it polls.
     pub fn start_polling(stage: &Stage, port: Port<'_>) -> Result<Self> {
         let cpus = stage.cores(1).backend;
-        on_cpus(&cpus, || Self::spawn(stage, port, 1, &["--poll-us=50"]))??.listening()
+        on_cpus(&cpus, || Self::spawn(stage, port, 1, POLLS))??.listening()
     }
 
     /// The same on any processor, for guests, which have none of their own.
-    pub fn start_unpinned(stage: &Stage, port: Port<'_>) -> Result<Self> {
-        Self::spawn(stage, port, 1, &[])?.listening()
+    pub fn start_unpinned(stage: &Stage, port: Port<'_>, options: &[&str]) -> Result<Self> {
+        Self::spawn(stage, port, 1, options)?.listening()
     }
 
     /// Starts one and returns it with the time until its socket accepted a connection.
@@ -110,5 +110,7 @@ impl Backend {
     }
 }
 
+/// Makes it look for work for a while before it sleeps.
+pub const POLLS: &[&str] = &["--poll-us=100"];
 /// Far more than any start takes.
 const LONGEST_START: Duration = Duration::from_secs(10);
