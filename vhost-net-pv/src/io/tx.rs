@@ -16,6 +16,8 @@ use crate::logic::ring::{Access, Position, Ring};
 
 /// Chains handled before anything else gets its turn.
 pub(super) const BATCH: u16 = 64;
+/// Chains that a sender is interrupted for at once, at the most of those that come one by one.
+const COMPANY: u16 = 16;
 const MAC_BYTES: usize = 6;
 
 /// What a turn has left to do.
@@ -103,7 +105,7 @@ impl<'m> TxPump<'m> {
             Some(_) => self.owed = self.owed.saturating_add(count),
             None => {}
         }
-        if self.owed >= BATCH {
+        if self.owed >= COMPANY {
             self.interrupt(counters, call);
         }
     }

@@ -119,6 +119,12 @@ impl<'m> RxPump<'m> {
         available(&mut self.window.ring, counters) != before
     }
 
+    /// The guest has given buffers since the last look.
+    pub(super) fn is_offered(&mut self, counters: &mut RingCounters) -> bool {
+        let before = self.window.ring.known();
+        available(&mut self.window.ring, counters) != before
+    }
+
     fn round(
         &mut self,
         port: &mut dyn Port,
@@ -412,6 +418,29 @@ mod tests {
         guest.run();
         assert_eq!(guest.counters.get(Counter::DropNoBuffer), 1);
         assert_eq!(guest.received(), [frame(1500, 2)]);
+    }
+
+    #[test]
+    fn without_mergeable_buffers_a_long_frame_does_not_spill_over_into_the_next_chain() {
+        let memory = memory();
+        let mergeable = 1 << virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+        let mut guest = Guest::new(&memory, 16, all() & !mergeable);
+        for _ in 0..12 {
+            guest.give(2048);
+        }
+        for seed in 0..3 {
+            guest.send(&frame(60, seed));
+        }
+        guest.run();
+        // Twice, since the first one changes how frames are read.
+        for _ in 0..2 {
+            guest.send(&frame(3000, 9));
+            guest.send(&frame(61, 4));
+            guest.run();
+        }
+        assert_eq!(guest.counters.get(Counter::DropNoBuffer), 2);
+        let expected = [frame(60, 0), frame(60, 1), frame(60, 2), frame(61, 4), frame(61, 4)];
+        assert_eq!(guest.received(), expected);
     }
 
     #[test]

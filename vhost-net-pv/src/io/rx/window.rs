@@ -68,6 +68,12 @@ impl<'m> Window<'m> {
     pub(super) fn fill(&mut self, bytes: usize, counters: &mut RingCounters) -> Fill {
         self.tidy_up();
         let wanted = self.header_bytes + bytes;
+        // Without mergeable buffers a frame has one chain, which is the next one.
+        if !self.mergeable
+            && let Some(next) = self.chains.front()
+        {
+            return if next.bytes >= wanted { Fill::Enough } else { Fill::Never };
+        }
         let mut have = self.bytes();
         // Bounded: a guest that gives nothing but malformed chains gets no more than this at once.
         for _ in 0..MAX_PIECES {
@@ -97,9 +103,14 @@ impl<'m> Window<'m> {
         self.chains.len().min(count)
     }
 
-    /// Makes one slot of all the room there is.
+    /// Makes one slot of all the room that one frame may have.
     pub(super) fn one_slot(&self, slots: &mut Slots<'m>) {
-        let pieces = self.pieces.get(self.spent..).unwrap_or_default();
+        let mut pieces = self.pieces.get(self.spent..).unwrap_or_default();
+        if !self.mergeable
+            && let Some(next) = self.chains.front()
+        {
+            pieces = pieces.get(..next.pieces).unwrap_or_default();
+        }
         slots.push(memory::pieces(pieces, self.header_bytes));
     }
 
