@@ -40,6 +40,21 @@ pub struct Layout {
     pub used: u64,
 }
 
+impl Layout {
+    /// The used ring, which is written, shares memory with a part that is read. A used index that is the
+    /// available index as well would be work without end.
+    fn used_overlaps(&self, event_idx: bool) -> bool {
+        let size = u64::from(self.size);
+        let event = if event_idx { 2 } else { 0 };
+        let used = (self.used, USED_RING + USED_ENTRY * size + event);
+        let available = (self.available, AVAIL_RING + 2 * size + event);
+        let descriptors = (self.descriptors, 16 * size);
+        [available, descriptors].into_iter().any(|(start, bytes)| {
+            start < used.0.saturating_add(used.1) && used.0 < start.saturating_add(bytes)
+        })
+    }
+}
+
 /// How far a ring has been worked off.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Position {
@@ -63,6 +78,9 @@ pub enum BadLayout {
         /// Its guest address.
         address: u64,
     },
+    /// What is written to the used ring would change what the guest has made available.
+    #[error("the used ring at guest address {0:#x} overlaps another part of the ring")]
+    Overlap(u64),
 }
 
 /// The guest moved the available index by more than the ring holds.
@@ -107,6 +125,9 @@ impl<'m> Ring<'m> {
         let size = layout.size;
         if !size.is_power_of_two() || size > MAX_RING_SIZE {
             return Err(BadLayout::Size(size));
+        }
+        if layout.used_overlaps(event_idx) {
+            return Err(BadLayout::Overlap(layout.used));
         }
         let count = usize::from(size);
         let table = Part::new(memory, "descriptor table", layout.descriptors, 16)?;
@@ -447,6 +468,10 @@ mod tests {
             Layout { descriptors: 0, ..good },
         ] {
             assert!(matches!(refuse(layout), Some(BadLayout::Address { .. })));
+        }
+        for used in [good.available, good.descriptors, good.descriptors + 16 * 8 - 4] {
+            let layout = Layout { used: used & !3, ..good };
+            assert!(matches!(refuse(layout), Some(BadLayout::Overlap(_))), "{layout:?}");
         }
     }
 
