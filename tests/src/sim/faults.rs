@@ -158,7 +158,7 @@ impl World {
             1 => self.daemon.disk[0] = self.daemon.disk[1].clone(),
             2 => {
                 if let Some(text) = &mut self.daemon.disk[0] {
-                    let length = self.rng.usize(..text.len());
+                    let length = self.rng.usize(..=text.len());
                     text.truncate(length);
                 }
             }
