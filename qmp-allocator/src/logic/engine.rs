@@ -22,7 +22,7 @@ use flexvf_protocol::VmName;
 use super::policy::{self, Candidate, Pin};
 use super::rate::RateMeter;
 use super::reconcile::{Desired, PoolView, Step, reconcile};
-use super::switch::{Direction, Input, Outcome, Phase, Record, Tenure};
+use super::switch::{Action, Direction, Input, Outcome, Phase, Record, Report, Tenure};
 use super::vf::VfId;
 pub use event::{Command, Event, Settings, SwitchEnd};
 use index::{Index, Seats};
@@ -254,7 +254,12 @@ impl Engine {
             return;
         };
         let held = held.clone();
-        if let Some(action) = tenure.on(now, input) {
+        let mut action = tenure.on(now, input);
+        if action == Some(Action::Sanitise) && self.index.is_shared(&held.vf) {
+            // A plug that an earlier daemon asked for came through late, in another VM: the VF is that one's.
+            action = tenure.on(now, Input::Done(Report::Ok));
+        }
+        if let Some(action) = action {
             let Held { vf, port } = held.clone();
             out.push(Command::Act { vm: name.clone(), vf, port, action });
         }
