@@ -65,6 +65,7 @@ impl<'m> Session<'m> {
     /// Leaves positions and counters for the next session.
     pub(super) fn end(&mut self, pair: &mut Pair) {
         self.count_starving(pair);
+        self.interrupt_sender(pair);
         if let (Some(pump), Some(served)) = (&self.rx, &mut pair.rx.served) {
             served.position = pump.position();
         }
@@ -91,6 +92,9 @@ impl<'m> Session<'m> {
     pub(super) fn turns(&mut self, pair: &mut Pair) {
         let mut waits = [Duration::ZERO; 2];
         let mut limited = [false; 2];
+        if !self.tx_pending {
+            self.interrupt_sender(pair);
+        }
         if self.tx_pending && self.tx.is_some() {
             match allowance(&mut pair.tx, pair.began) {
                 Allowance::Frames(limit) => self.tx_turn(pair, limit),
@@ -109,6 +113,17 @@ impl<'m> Session<'m> {
             || busy(self.rx_pending, self.rx.is_some(), limited[1]);
         let shortest = waits.into_iter().zip(limited).filter(|(_, on)| *on).map(|(wait, _)| wait);
         self.held_back = shortest.min().filter(|_| !free);
+        if self.held_back.is_some() {
+            self.interrupt_sender(pair);
+        }
+    }
+
+    /// Tells the guest now that frames it sent are done, if it wants to know and was not told yet.
+    fn interrupt_sender(&mut self, pair: &mut Pair) {
+        if let Some(pump) = &mut self.tx {
+            let call = pair.tx.served.as_ref().and_then(|s| s.setup.call.as_deref());
+            pump.interrupt(&mut pair.tx.counters, call);
+        }
     }
 
     /// The guest has frames ready, seen without being told.
@@ -120,6 +135,7 @@ impl<'m> Session<'m> {
 
     /// Asks the guest to kick, before a sleep. True: there is work after all.
     pub(super) fn ask_for_kicks(&mut self, pair: &mut Pair) -> bool {
+        self.interrupt_sender(pair);
         if !self.tx_pending
             && let Some(pump) = &mut self.tx
         {

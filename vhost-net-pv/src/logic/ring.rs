@@ -152,6 +152,7 @@ impl<'m> Ring<'m> {
     /// # Errors
     /// [`IndexJump`] when the guest claims more entries than the ring has. The claim is then taken
     /// as the new position, so that a driver that comes to its senses is served again.
+    #[inline]
     pub fn available(&mut self) -> Result<u16, IndexJump> {
         let claimed = u16::from_le(self.available_idx.load(Ordering::Acquire));
         let count = claimed.wrapping_sub(self.position.next_available);
@@ -169,6 +170,7 @@ impl<'m> Ring<'m> {
     }
 
     /// The head of the chain `ahead` entries after the next one.
+    #[inline]
     pub fn head(&self, ahead: u16) -> u16 {
         let slot = self.position.next_available.wrapping_add(ahead) & (self.size - 1);
         u16::from_le(self.available_ring.load(usize::from(slot)))
@@ -178,6 +180,7 @@ impl<'m> Ring<'m> {
     ///
     /// # Errors
     /// [`Malformed`]; `pieces` is then as it was.
+    #[inline]
     pub fn walk(
         &self,
         head: u16,
@@ -193,6 +196,7 @@ impl<'m> Ring<'m> {
     }
 
     /// Returns a chain with `bytes` written into it; the guest sees it after [`Self::publish`].
+    #[inline]
     pub fn push_used(&mut self, head: u16, bytes: u32) {
         let slot = usize::from(self.position.next_used & (self.size - 1));
         // An element is the chain's head and the length, 32 bits each, little-endian.
@@ -212,6 +216,7 @@ impl<'m> Ring<'m> {
     }
 
     /// Shows the guest what was returned. True: it wants an interrupt for it; `None`: nothing new.
+    #[inline]
     pub fn publish(&mut self) -> Option<bool> {
         let (old, new) = (self.published, self.position.next_used);
         if old == new {

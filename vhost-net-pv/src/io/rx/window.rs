@@ -14,7 +14,7 @@ use crate::logic::counters::RingCounters;
 use crate::logic::dirty_log::SliceLog;
 use crate::logic::features::Negotiated;
 use crate::logic::memory::{self, GuestSlice};
-use crate::logic::net_header::RawHeader;
+use crate::logic::net_header::{HEADER_BYTES, RawHeader};
 use crate::logic::ring::{Access, MAX_PIECES, Malformed, Ring};
 
 /// Chains resolved but not used yet.
@@ -113,6 +113,11 @@ impl<'m> Window<'m> {
         }
     }
 
+    /// A frame of `bytes` fits the first chain.
+    pub(super) fn has_room_for(&self, bytes: usize) -> bool {
+        self.chains.front().is_some_and(|chain| chain.bytes - self.header_bytes >= bytes)
+    }
+
     /// Copies a frame of ours to its place.
     pub(super) fn write(&self, frame: &[u8]) {
         let pieces = self.pieces.get(self.spent..).unwrap_or_default();
@@ -130,7 +135,11 @@ impl<'m> Window<'m> {
         let used = self.chains_for(total);
         header[10..].copy_from_slice(&used.to_le_bytes());
         let pieces = self.pieces.get(self.spent..).unwrap_or_default();
-        memory::copy_in(pieces, 0, header.get(..self.header_bytes).unwrap_or_default());
+        if self.header_bytes == HEADER_BYTES {
+            memory::put(pieces, &header);
+        } else {
+            memory::copy_in(pieces, 0, header.get(..self.header_bytes).unwrap_or_default());
+        }
         if let Some(log) = &self.log {
             log.mark(pieces, total);
         }
