@@ -16,6 +16,10 @@ use crate::logic::switch::Target;
 use crate::logic::vf::VfId;
 use crate::vmm::Backend;
 
+/// Looks at a VF that was just unplugged, until its QEMU has let go of it: a second in all.
+const LET_GO_LOOKS: u32 = 20;
+const LET_GO_PAUSE: Duration = Duration::from_millis(50);
+
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Host {
@@ -104,28 +108,31 @@ impl Host {
         vf.own_mac(self.mac_seed)
     }
 
-    /// Makes a VF ready to be plugged; fails if somebody else uses it.
-    pub(super) async fn prepare(&self, vm: &VmConfig, vf: &VfId) -> Result<(), HostError> {
-        let work = async {
-            match &self.pool(vm)?.kind {
-                PoolKind::Sriov(sriov) => {
-                    let (index, address) = self.sriov_vf(vm, sriov, vf)?;
-                    // Whoever else uses the VF must not notice: nothing is changed before both have looked.
-                    if let Some(group) = self.sysfs.function(address)?.iommu_group
-                        && vfio::is_held(group)
-                    {
-                        return Err(HostError::VfInUse(address, group));
-                    }
-                    self.sysfs.bind_vfio(address, self.prepare_deadline).await?;
-                    let change = self.settings(sriov, vf);
-                    Ok(self.netlink.set_vf(&sriov.pf, index, &change).await?)
-                }
-                PoolKind::Emulated(_) => {
-                    let link = self.netlink.link(vf.as_str()).await?;
-                    // A TAP has a carrier exactly while a process has it open.
-                    if link.carrier { Err(HostError::TapInUse(link.name)) } else { Ok(()) }
+    /// Whether a VF may be prepared for a VM; changes nothing. Whoever else uses the VF must not notice.
+    pub(super) async fn is_free(&self, vm: &VmConfig, vf: &VfId) -> Result<(), HostError> {
+        match &self.pool(vm)?.kind {
+            PoolKind::Sriov(sriov) => {
+                let (_, address) = self.sriov_vf(vm, sriov, vf)?;
+                match self.sysfs.function(address)?.iommu_group {
+                    Some(group) if vfio::is_held(group) => Err(HostError::VfInUse(address, group)),
+                    _ => Ok(()),
                 }
             }
+            PoolKind::Emulated(_) => {
+                let link = self.netlink.link(vf.as_str()).await?;
+                // A TAP has a carrier exactly while a process has it open.
+                if link.carrier { Err(HostError::TapInUse(link.name)) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Makes a VF that is free ready to be plugged. A failure may leave half of it behind.
+    pub(super) async fn prepare(&self, vm: &VmConfig, vf: &VfId) -> Result<(), HostError> {
+        let PoolKind::Sriov(sriov) = &self.pool(vm)?.kind else { return Ok(()) };
+        let work = async {
+            let (index, address) = self.sriov_vf(vm, sriov, vf)?;
+            self.sysfs.bind_vfio(address, self.prepare_deadline).await?;
+            Ok(self.netlink.set_vf(&sriov.pf, index, &self.settings(sriov, vf)).await?)
         };
         let deadline = self.prepare_deadline;
         tokio::time::timeout(deadline, work)
@@ -138,15 +145,29 @@ impl Host {
         let PoolKind::Sriov(sriov) = &self.pool(vm)?.kind else {
             return Ok(());
         };
-        let index = match self.sriov_vf(vm, sriov, vf) {
-            Ok((index, _)) => index,
+        let (index, address) = match self.sriov_vf(vm, sriov, vf) {
+            Ok(found) => found,
             // The operator has taken the VF away: there is nothing left to restore.
             Err(HostError::NoVf(..) | HostError::Sysfs(SysfsError::NoVfs(..))) => return Ok(()),
             Err(error) => return Err(error),
         };
+        self.until_let_go(address).await?;
         let parked =
             VfChange { mac: Some(self.own_mac(vf)), trust: Some(false), ..VfChange::default() };
         Ok(self.netlink.set_vf(&sriov.pf, index, &parked).await?)
+    }
+
+    /// QEMU lets go of a function a moment after it says that the device is gone. Whoever has it longer is
+    /// another one, whose VF is not to be touched: a plug that an earlier daemon asked for came through late.
+    async fn until_let_go(&self, address: PciAddress) -> Result<(), HostError> {
+        let Some(group) = self.sysfs.function(address)?.iommu_group else { return Ok(()) };
+        for _ in 0..LET_GO_LOOKS {
+            if !vfio::is_held(group) {
+                return Ok(());
+            }
+            tokio::time::sleep(LET_GO_PAUSE).await;
+        }
+        Err(HostError::VfInUse(address, group))
     }
 
     /// Sends a guest's frames to its PV path, its VF, or both; with `vf` absent, to PV.

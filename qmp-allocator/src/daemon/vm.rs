@@ -175,7 +175,13 @@ impl VmTask {
                     }
                     event => self.on_vmm_event(&link.vmm, event).await,
                 },
-                _ = observe.tick() => self.observe(&link.vmm).await,
+                _ = observe.tick() => {
+                    self.observe(&link.vmm).await;
+                    // Which path its bond uses may have changed without an event.
+                    if self.holds.is_some() && self.guest.is_ready() {
+                        self.look_at_guest().await;
+                    }
+                }
                 _ = samples.tick() => self.sample().await,
                 _ = agent_look.tick(), if self.look_due || !self.guest.is_ready() => {
                     if std::mem::take(&mut self.look_due) {
@@ -206,6 +212,7 @@ impl VmTask {
             VmmEvent::Reset => {
                 info!("the guest was reset");
                 self.look_due = true;
+                self.send(Event::Reset(self.name.clone())).await;
             }
             VmmEvent::AgentPort { open, .. } => {
                 debug!(open, "a virtio-serial port was opened or closed");
