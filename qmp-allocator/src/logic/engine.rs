@@ -3,7 +3,7 @@
 //! The daemon feeds it what its adapters saw and carries out what it answers; a simulator can do the
 //! same with a made-up world. The engine believes only what is observed: it adopts devices it finds
 //! in a QEMU, and drops holds that it finds gone. After every event it reconciles each pool in which
-//! something has changed that matters ([`index`]).
+//! something has changed that matters (`index`).
 //!
 //! Left out on purpose: how an action is carried out, how long a single one may take (its report
 //! always comes), and everything that is read from files.
