@@ -230,7 +230,7 @@ pub(super) fn segments(
 }
 
 /// Entries that the guest has made available; an index that jumped counts as malformed.
-pub(super) fn available(ring: &mut Ring<'_>, counters: &mut RingCounters) -> u16 {
+fn available(ring: &mut Ring<'_>, counters: &mut RingCounters) -> u16 {
     ring.available().unwrap_or_else(|_jump| {
         counters.add(Counter::DropMalformed, 1);
         0
