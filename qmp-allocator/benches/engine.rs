@@ -12,7 +12,7 @@ use criterion::{Criterion, Throughput};
 use flexvf_protocol::VmName;
 use flexvf_protocol::agent::{Path, VfState};
 use qmp_allocator::logic::engine::{AgentView, Command, Engine, Event, Settings, VmSpec};
-use qmp_allocator::logic::policy::Strategy;
+use qmp_allocator::logic::policy::{Strategy, Tuning};
 use qmp_allocator::logic::rate::{Count, Sample, Trust};
 use qmp_allocator::logic::switch::{Action, Limits, Report};
 use qmp_allocator::logic::vf::VfId;
@@ -97,7 +97,7 @@ impl Fleet {
         let vfs = (0..VFS).map(|i| VfId::new(format!("0000:01:{i:02x}.0"))).collect();
         fleet.tell(Event::Pool { pool: POOL.into(), vfs, problem: None });
         for vm in fleet.names.clone() {
-            let spec = VmSpec { pool: POOL.into(), pin: None };
+            let spec = VmSpec { pool: POOL.into(), pin: None, weight: 1 };
             fleet.tell(Event::Registered { vm: vm.clone(), spec });
             fleet.tell(Event::Observed { vm: vm.clone(), held: None, free_port: port() });
             fleet.tell(Event::Agent { vm, view: AgentView::Ready { active: Some(Path::Pv) } });
@@ -183,6 +183,7 @@ fn port() -> Option<String> {
 fn settings(strategy: Strategy) -> Settings {
     Settings {
         strategy,
+        tuning: Tuning::default(),
         interval: INTERVAL,
         max_concurrent_switches: 4,
         limits: Limits {

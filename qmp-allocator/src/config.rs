@@ -9,6 +9,8 @@ mod raw;
 mod text;
 mod vm;
 
-pub use daemon::{Config, Deadlines, EmulatedPool, MacOrder, Pool, PoolKind, SriovPool, Strategy};
+pub use daemon::{
+    Config, Deadlines, EmulatedPool, MacOrder, Pool, PoolKind, SriovPool, Strategy, Tuning,
+};
 pub use text::ConfigError;
 pub use vm::{Pin, VmConfig};

@@ -299,7 +299,7 @@ impl Drop for VmHandle {
 }
 
 fn registered(config: &VmConfig) -> Event {
-    let spec = VmSpec { pool: config.pool.clone(), pin: config.pin };
+    let spec = VmSpec { pool: config.pool.clone(), pin: config.pin, weight: config.weight };
     Event::Registered { vm: config.name.clone(), spec }
 }
 
@@ -340,6 +340,7 @@ fn settings(config: &Config) -> Settings {
     let deadlines = &config.deadlines;
     Settings {
         strategy: config.strategy,
+        tuning: config.tuning,
         interval: config.interval,
         max_concurrent_switches: config.max_concurrent_switches,
         limits: Limits {

@@ -7,13 +7,15 @@ use flexvf_protocol::PciAddress;
 use serde::Deserialize;
 
 use super::{ConfigError, raw};
-pub use crate::logic::policy::Strategy;
+pub use crate::logic::policy::{Strategy, Tuning};
 
 /// Everything the daemon is told.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Who deserves a VF. `strategy = "fair"`.
     pub strategy: Strategy,
+    /// What the strategy is set to. `[policy]`.
+    pub tuning: Tuning,
     /// Time between two assignments, the paper's T. `interval_s = 300`.
     pub interval: Duration,
     /// Time between two samples of the counters. `sample_interval_s = 10`.

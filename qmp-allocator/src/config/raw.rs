@@ -1,5 +1,7 @@
 //! The daemon's file as it is written, and the checks that make a [`Config`] of it.
 
+mod policy;
+
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,7 @@ use toml::Spanned;
 use super::text::Text;
 use super::{
     Config, ConfigError, Deadlines, EmulatedPool, MacOrder, Pool, PoolKind, SriovPool, Strategy,
+    Tuning,
 };
 
 type Seconds = Option<Spanned<f64>>;
@@ -26,6 +29,8 @@ struct Raw {
     state_file: Option<Spanned<PathBuf>>,
     control_socket: Option<Spanned<PathBuf>>,
     max_concurrent_switches: Option<Spanned<usize>>,
+    #[serde(default)]
+    policy: policy::RawPolicy,
     #[serde(default)]
     deadlines: RawDeadlines,
     #[serde(default)]
@@ -90,6 +95,7 @@ pub(super) fn load(path: &Path) -> Result<Config, ConfigError> {
     };
     Ok(Config {
         strategy: raw.strategy.unwrap_or(Strategy::Fair),
+        tuning: policy::tuning(&text, &raw.policy, interval)?,
         interval,
         sample_interval,
         vms_dir: of(raw.vms_dir.as_ref(), "/run/flexvf/vms")?,

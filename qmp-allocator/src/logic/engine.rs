@@ -8,6 +8,7 @@
 //! Left out on purpose: how an action is carried out, how long a single one may take (its report
 //! always comes), and everything that is read from files.
 
+mod decide;
 mod event;
 mod index;
 mod saved;
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use flexvf_protocol::VmName;
 
-use super::policy::{self, Candidate, Pin};
+use super::policy::{Memory, Pin};
 use super::rate::RateMeter;
 use super::reconcile::{Desired, PoolView, Step, reconcile};
 use super::switch::{Action, Direction, Input, Outcome, Phase, Record, Report, Tenure};
@@ -56,7 +57,7 @@ pub(super) struct Pool {
     pub(super) vfs: BTreeMap<VfId, Backoff>,
     pub(super) desired: Desired,
     pub(super) problem: Option<String>,
-    last_served: Option<VmName>,
+    memory: Memory,
     /// By an earlier daemon's ranking, until this one has decided.
     places_before: BTreeMap<VmName, usize>,
     seats: Seats,
@@ -169,42 +170,6 @@ impl Engine {
         }
     }
 
-    /// Ends the round: rates, ranking, and who is to have a VF in the next one.
-    fn decide(&mut self, now: Duration) {
-        self.round += 1;
-        self.next_round = now + self.settings.interval;
-        let round = self.round;
-        for vm in self.vms.values_mut() {
-            vm.last_interval =
-                vm.meter.end_interval().map(|rate| (round, rate)).or(vm.last_interval);
-            vm.turns += u64::from(vm.on_vf());
-        }
-        let names: Vec<String> = self.pools.keys().cloned().collect();
-        for name in names {
-            self.rank(now, &name);
-        }
-    }
-
-    fn rank(&mut self, now: Duration, name: &str) {
-        let candidates: Vec<Candidate> = self
-            .members(name)
-            .filter(|(_, vm)| !vm.unregistered && vm.may_be_ranked())
-            .map(|(vm, it)| Candidate {
-                vm: vm.clone(),
-                rate_pps: it.last_interval.map(|(_, rate)| rate.pps),
-                holds_vf: it.hold.is_some(),
-                pin: it.spec.pin,
-            })
-            .collect();
-        let usable = self.usable(now, name);
-        let strategy = self.settings.strategy;
-        let Some(pool) = self.pools.get_mut(name) else { return };
-        let ranking = policy::rank(strategy, &candidates, usable, &mut pool.last_served);
-        pool.desired = Desired { winners: usable.min(ranking.len()), ranking };
-        pool.places_before.clear();
-        self.seat_anew(name);
-    }
-
     fn plan(&mut self, now: Duration, out: &mut Vec<Command>) {
         if !self.looked {
             return;
@@ -293,6 +258,7 @@ impl Engine {
         match &record.outcome {
             Outcome::Done if record.direction == Direction::ToVf => {
                 vm.backoff = Backoff::default();
+                vm.to_vf_took = Some(record.took());
                 if let Some(entry) = entry {
                     *entry = Backoff::default();
                 }
@@ -308,7 +274,8 @@ impl Engine {
                     entry.fail(now, reason);
                 }
             }
-            Outcome::Done | Outcome::Quarantined(_) => {}
+            Outcome::Done => vm.to_pv_took = Some(record.took()),
+            Outcome::Quarantined(_) => {}
         }
     }
 

@@ -2,15 +2,26 @@
 //!
 //! A policy sees candidates and answers an order; how many VFs there are, who is ready to take one
 //! and what has to move is not its business but [`super::reconcile`]'s. Adding a policy is one file
-//! here and a line in [`Strategy`].
+//! here with a [`Policy`] in it, and a line in [`Strategy`].
+//!
+//! What a policy remembers is a [`Standing`] for each VM: counts of rounds, so that neither a restart nor a
+//! clock changes what they mean.
 
 mod activity;
 mod fair;
+mod hybrid;
+mod memory;
+mod reason;
+mod steady;
+mod weighted;
 
-use std::fmt;
+use std::time::Duration;
 
 use flexvf_protocol::VmName;
 use serde::{Deserialize, Serialize};
+
+pub use memory::{Memory, Standing};
+pub use reason::{Ranked, Reason};
 
 /// The policies by their names in the configuration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,18 +30,87 @@ pub enum Strategy {
     /// Each VM in its turn (the paper's fair round-robin).
     #[default]
     Fair,
-    /// The VMs with the highest packet rates (the paper's activity strategy).
+    /// The VMs with the highest packet rates (the paper's activity strategy); with hysteresis if
+    /// [`Tuning`] asks for it.
     Activity,
+    /// Each VM by its weight.
+    Weighted,
+    /// As activity, but nobody who wants a VF waits longer than [`Tuning::max_wait`].
+    Hybrid,
 }
 
 impl Strategy {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Fair, Self::Activity, Self::Weighted, Self::Hybrid];
+
     /// The name as it stands in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Fair => "fair",
             Self::Activity => "activity",
+            Self::Weighted => "weighted",
+            Self::Hybrid => "hybrid",
         }
     }
+
+    const fn policy(self, tuning: &Tuning) -> &'static dyn Policy {
+        match self {
+            Self::Fair => &fair::Fair,
+            Self::Activity if tuning.is_steady() => &steady::Steady,
+            Self::Activity => &activity::Activity,
+            Self::Weighted => &weighted::Weighted,
+            Self::Hybrid => &hybrid::Hybrid,
+        }
+    }
+}
+
+/// What goes beyond the paper; by default nothing does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// By how much a VM must be busier than one that has a VF to take it, percent of the other's rate.
+    pub margin_percent: u32,
+    /// Whoever was given a VF keeps it at least so long.
+    pub min_hold: Duration,
+    /// How long a plug and an unplug are taken to be for a VM whose switches were not measured yet.
+    /// Zero: what a switch costs is not looked at.
+    pub switch_cost: Duration,
+    /// `hybrid`: how long a VM that wants a VF may be without one.
+    pub max_wait: Duration,
+    /// `hybrid`: from this rate on a VM wants a VF, packets per second.
+    pub wants_pps: u32,
+    /// Rates are averaged with this time constant. Zero: the mean of each interval.
+    pub rate_time_constant: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            margin_percent: 0,
+            min_hold: Duration::ZERO,
+            switch_cost: Duration::ZERO,
+            max_wait: Duration::from_secs(3600),
+            wants_pps: 1,
+            rate_time_constant: Duration::ZERO,
+        }
+    }
+}
+
+impl Tuning {
+    /// Who has a VF has an advantage.
+    const fn is_steady(&self) -> bool {
+        self.margin_percent > 0 || !self.min_hold.is_zero() || !self.switch_cost.is_zero()
+    }
+}
+
+/// How a pool's VFs are given away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// Which policy.
+    pub strategy: Strategy,
+    /// What it is set to.
+    pub tuning: Tuning,
+    /// Between two rounds.
+    pub interval: Duration,
 }
 
 /// An operator's word on a VM, which goes before any policy.
@@ -54,149 +134,101 @@ pub struct Candidate {
     pub holds_vf: bool,
     /// The operator's word.
     pub pin: Option<Pin>,
+    /// Its share against the others'.
+    pub weight: u32,
+    /// How long its last switch of the kind that would come next was: back to PV if it has a VF.
+    /// `None` if there was none.
+    pub switch_took: Option<Duration>,
 }
 
-/// A ranked VM, and why it stands where it does.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Ranked {
-    /// Its name.
-    pub vm: VmName,
-    /// With the figures that decided.
-    pub reason: Reason,
-}
+/// A way to rank VMs of whom no pin decides, while they are more than there are VFs.
+trait Policy {
+    /// Each of them once, best first.
+    fn rank(&self, round: Round<'_>) -> Vec<Ranked>;
 
-/// Why a VM stands where it does. Put into words only for who reads them: a ranking has thousands.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Reason {
-    /// The operator's word.
-    PinnedToVf,
-    /// There is a VF for everyone.
-    AllHaveOne {
-        /// VMs.
-        vms: usize,
-        /// VFs.
-        vfs: usize,
-    },
-    /// By its packet rate.
-    Rate {
-        /// From 1.
-        place: usize,
-        /// Of how many.
-        of: usize,
-        /// None for a VM too new to have one.
-        pps: Option<f64>,
-    },
-    /// In its turn, after so many rounds.
-    Turn(usize),
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::PinnedToVf => f.write_str("pinned to a VF"),
-            Self::AllHaveOne { vms, vfs } => write!(f, "{vms} VMs, {vfs} VFs: all have one"),
-            Self::Rate { place, of, pps: Some(pps) } => {
-                write!(f, "rank {place} of {of} at {pps:.0} packets/s")
-            }
-            Self::Rate { place, of, pps: None } => {
-                write!(f, "rank {place} of {of}: not measured yet")
-            }
-            Self::Turn(0) => f.write_str("its turn"),
-            Self::Turn(rounds) => write!(f, "its turn comes in {rounds} rounds"),
-        }
+    /// Whether it looks at what is remembered of single VMs.
+    fn remembers(&self) -> bool {
+        true
     }
+}
+
+/// What a policy is given for one decision.
+struct Round<'a> {
+    /// By name.
+    open: &'a [&'a Candidate],
+    /// VFs for them.
+    vfs: usize,
+    rules: &'a Rules,
+    /// Of `open`, in the same order; none for a policy that does not remember.
+    standings: &'a mut [Standing],
+    /// Where the fair strategy stands.
+    last_served: &'a mut Option<VmName>,
 }
 
 /// Ranks the VMs of a pool that has `vfs` VFs, best first; VMs pinned to PV are left out.
 ///
-/// `last_served` is where the fair strategy stands; it is moved on. While there are no more VMs than
-/// VFs all have one, whatever the strategy (the paper's Algorithm 1).
+/// The first `vfs` of the answer are taken to be served: `memory` is moved on. While there are no more
+/// VMs than VFs all have one, whatever the strategy (the paper's Algorithm 1).
 pub fn rank(
-    strategy: Strategy,
+    rules: &Rules,
     candidates: &[Candidate],
     vfs: usize,
-    last_served: &mut Option<VmName>,
+    memory: &mut Memory,
 ) -> Vec<Ranked> {
     let by_pin = |pin| candidates.iter().filter(move |candidate| candidate.pin == pin);
     let mut ranking: Vec<Ranked> = by_pin(Some(Pin::Vf))
         .map(|candidate| Ranked { vm: candidate.vm.clone(), reason: Reason::PinnedToVf })
         .collect();
-    let open: Vec<&Candidate> = by_pin(None).collect();
-    let left = vfs.saturating_sub(ranking.len());
+    let pinned = ranking.len();
+    let mut open: Vec<&Candidate> = by_pin(None).collect();
+    open.sort_by(|a, b| a.vm.cmp(&b.vm));
+    let left = vfs.saturating_sub(pinned);
+    let policy = rules.strategy.policy(&rules.tuning);
+    let mut standings = if policy.remembers() { memory.recall(&open) } else { Vec::new() };
     if open.len() <= left {
-        let reason = Reason::AllHaveOne { vms: ranking.len() + open.len(), vfs };
+        let reason = Reason::AllHaveOne { vms: pinned + open.len(), vfs };
         ranking.extend(open.iter().map(|c| Ranked { vm: c.vm.clone(), reason }));
-        return ranking;
+    } else {
+        ranking.extend(policy.rank(Round {
+            open: &open,
+            vfs: left,
+            rules,
+            standings: &mut standings,
+            last_served: &mut memory.last_served,
+        }));
     }
-    ranking.extend(match strategy {
-        Strategy::Fair => fair::rank(&open, left, last_served),
-        Strategy::Activity => activity::rank(&open),
-    });
+    if policy.remembers() {
+        let served = ranking.iter().skip(pinned).take(left).map(|ranked| &ranked.vm);
+        // Waits are remembered where they count.
+        let counts = rules.strategy == Strategy::Hybrid;
+        let wants = |candidate: &Candidate| counts && rules.tuning.wants(candidate);
+        memory.settle(&open, standings, served.collect(), wants);
+    } else {
+        memory.standings.clear();
+    }
     ranking
 }
 
-#[cfg(test)]
-mod tests {
-    use super::Strategy;
-    use super::*;
-    use proptest::prelude::*;
-    use proptest::strategy::Strategy as _;
-
-    pub(super) fn vm(name: &str, rate_pps: f64) -> Candidate {
-        let vm = name.parse().unwrap();
-        Candidate { vm, rate_pps: Some(rate_pps), holds_vf: false, pin: None }
-    }
-
-    fn names(ranking: &[Ranked]) -> Vec<&str> {
-        ranking.iter().map(|ranked| ranked.vm.as_str()).collect()
-    }
-
-    #[test]
-    fn pins_go_before_any_rate() {
-        let mut vms = [vm("idle", 0.0), vm("busy", 9.0), vm("never", 99.0)];
-        vms[0].pin = Some(Pin::Vf);
-        vms[2].pin = Some(Pin::Pv);
-        let ranking = rank(Strategy::Activity, &vms, 1, &mut None);
-        assert_eq!(names(&ranking), ["idle", "busy"]);
-    }
-
-    #[test]
-    fn while_vms_are_no_more_than_vfs_all_have_one() {
-        let vms = [vm("a", 0.0), vm("b", 5.0)];
-        for strategy in [Strategy::Fair, Strategy::Activity] {
-            let ranking = rank(strategy, &vms, 2, &mut None);
-            assert_eq!(ranking.len(), 2);
-            assert_eq!(ranking[0].reason.to_string(), "2 VMs, 2 VFs: all have one");
-        }
-    }
-
-    fn pools() -> impl proptest::strategy::Strategy<Value = (Vec<Candidate>, usize)> {
-        let pin = proptest::option::weighted(0.2, prop_oneof![Just(Pin::Vf), Just(Pin::Pv)]);
-        let one = (proptest::option::of(0.0..1e6), any::<bool>(), pin);
-        let all = proptest::collection::vec(one, 0..30).prop_map(|vms| {
-            let make = |(i, (rate_pps, holds_vf, pin))| Candidate {
-                vm: format!("vm{i}").parse().unwrap(),
-                rate_pps,
-                holds_vf,
-                pin,
-            };
-            vms.into_iter().enumerate().map(make).collect()
-        });
-        (all, 0usize..12)
-    }
-
-    proptest! {
-        #[test]
-        fn every_vm_but_those_pinned_to_pv_is_named_exactly_once((vms, vfs) in pools(), fair: bool) {
-            let strategy = if fair { Strategy::Fair } else { Strategy::Activity };
-            let ranking = rank(strategy, &vms, vfs, &mut None);
-            let mut got: Vec<_> = ranking.into_iter().map(|ranked| ranked.vm).collect();
-            got.sort();
-            let mut expected: Vec<_> =
-                vms.iter().filter(|c| c.pin != Some(Pin::Pv)).map(|c| c.vm.clone()).collect();
-            expected.sort();
-            prop_assert_eq!(got, expected);
-        }
+impl Tuning {
+    /// It would use a VF.
+    fn wants(&self, candidate: &Candidate) -> bool {
+        candidate.rate_pps.is_some_and(|pps| pps >= f64::from(self.wants_pps))
     }
 }
+
+impl Rules {
+    /// Whole rounds that fit into `time`.
+    fn rounds_within(&self, time: Duration) -> u32 {
+        let rounds = time.as_nanos() / self.interval.as_nanos().max(1);
+        u32::try_from(rounds).unwrap_or(u32::MAX)
+    }
+
+    /// Rounds that cover `time`.
+    fn rounds_over(&self, time: Duration) -> u32 {
+        let rounds = time.as_nanos().div_ceil(self.interval.as_nanos().max(1));
+        u32::try_from(rounds).unwrap_or(u32::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,10 +6,17 @@
 //! between them. A counter that begins anew (another epoch, or a smaller value) sets a new base line
 //! and adds nothing: a reset never looks like a rate, and neither does a missing sample.
 //!
+//! With a time constant ([`RateMeter::with_time_constant`]) the rate at an interval's end is an average over
+//! all time, the latest weighing most (`ewma`): it knows of bursts before the interval, and rests on no
+//! single one.
+//!
 //! What a guest says of itself is bounded by what its link can carry, and marked.
+
+mod ewma;
 
 use std::time::Duration;
 
+use ewma::Ewma;
 use serde::Serialize;
 
 /// A path's counter as read at one moment.
@@ -78,6 +85,8 @@ pub struct RateMeter {
     interval: Stretch,
     recent: Option<Rate>,
     last_at: Option<Duration>,
+    /// Of PV and VF.
+    averages: Option<(Ewma, Ewma)>,
 }
 
 impl RateMeter {
@@ -90,7 +99,14 @@ impl RateMeter {
             interval: Stretch::default(),
             recent: None,
             last_at: None,
+            averages: None,
         }
+    }
+
+    /// With rates averaged over this time constant. Zero: the mean of each interval, as in the paper.
+    pub fn with_time_constant(self, time_constant: Duration) -> Self {
+        let averages = || (Ewma::of_pv(time_constant), Ewma::of_vf(time_constant));
+        Self { averages: (!time_constant.is_zero()).then(averages), ..self }
     }
 
     /// Takes a sample. One that is not later than the last is dropped.
@@ -103,6 +119,11 @@ impl RateMeter {
         };
         let pv = self.pv.advance(sample.at, sample.pv, limit);
         let vf = self.vf.advance(sample.at, sample.vf, limit);
+        if let Some((of_pv, of_vf)) = &mut self.averages {
+            pv.iter().for_each(|(since, packets)| of_pv.count(*since, sample.at, *packets));
+            vf.iter().for_each(|(since, packets)| of_vf.count(*since, sample.at, *packets));
+        }
+        let [pv, vf] = [pv, vf].map(|counted| counted.map_or(0, |(_, packets)| packets));
         let trust = sample.vf.filter(|_| vf > 0).map_or(Trust::Host, |count| count.trust);
         if let Some(from) = self.last_at {
             let mut stretch = Stretch::starting(from);
@@ -119,9 +140,21 @@ impl RateMeter {
         self.recent
     }
 
-    /// Ends the interval: its mean, if there were samples in it. The next one begins at the last sample.
+    #[cfg(test)]
+    fn smoothed(&self, now: Duration) -> Option<f64> {
+        self.averages.map(|(pv, vf)| pv.pps(now) + vf.pps(now))
+    }
+
+    /// Ends the interval: its mean, if there were samples in it, or the average at its end. The next one begins
+    /// at the last sample.
     pub fn end_interval(&mut self) -> Option<Rate> {
-        std::mem::take(&mut self.interval).rate()
+        let mean = std::mem::take(&mut self.interval).rate()?;
+        let Some((pv, vf)) =
+            self.averages.zip(self.last_at).map(|((pv, vf), at)| (pv.pps(at), vf.pps(at)))
+        else {
+            return Some(mean);
+        };
+        Some(Rate { pps: pv + vf, pv_pps: pv, vf_pps: vf, ..mean })
     }
 }
 
@@ -131,22 +164,21 @@ struct PathMeter {
 }
 
 impl PathMeter {
-    /// Packets since the last comparable count.
+    /// Packets since the last comparable count, and when that was.
     fn advance(
         &mut self,
         at: Duration,
         count: Option<Count>,
         limit: impl Fn(Duration) -> u64,
-    ) -> u64 {
-        let Some(count) = count else { return 0 };
-        let Some((since, last)) = self.last.replace((at, count)) else {
-            return 0;
-        };
+    ) -> Option<(Duration, u64)> {
+        let count = count?;
+        let (since, last) = self.last.replace((at, count))?;
         if last.epoch != count.epoch || last.trust != count.trust {
-            return 0;
+            return None;
         }
-        let packets = count.packets.saturating_sub(last.packets);
-        if count.trust == Trust::Guest { packets.min(limit(since)) } else { packets }
+        let packets = count.packets.checked_sub(last.packets)?;
+        let is_bounded = count.trust == Trust::Guest;
+        Some((since, if is_bounded { packets.min(limit(since)) } else { packets }))
     }
 }
 
@@ -195,15 +227,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const fn at(seconds: u64) -> Duration {
+    pub(super) const fn at(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
     }
 
-    fn host(epoch: u64, packets: u64) -> Option<Count> {
+    pub(super) fn host(epoch: u64, packets: u64) -> Option<Count> {
         Some(Count { epoch, packets, trust: Trust::Host })
     }
 
-    fn guest(packets: u64) -> Option<Count> {
+    pub(super) fn guest(packets: u64) -> Option<Count> {
         Some(Count { epoch: 1, packets, trust: Trust::Guest })
     }
 

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use qmp_allocator::logic::policy::Strategy;
+use qmp_allocator::logic::engine::Settings;
+use qmp_allocator::logic::policy::{Strategy, Tuning};
 use qmp_allocator::logic::status::Status;
 
 use super::judge::Violation;
@@ -87,7 +88,10 @@ impl World {
             let vfs: Vec<_> = status.pools.iter().flat_map(|pool| &pool.vfs).collect();
             return Err(format!("{} of {expected} VFs are in use: {vfs:?}", on_vf.len()));
         }
-        if self.plan.settings.strategy == Strategy::Activity {
+        // Others have other reasons than who is busiest now.
+        let Settings { strategy, tuning, .. } = &self.plan.settings;
+        let steady = Tuning { max_wait: tuning.max_wait, ..Tuning::default() } != *tuning;
+        if *strategy == Strategy::Activity && !steady {
             let least = on_vf.iter().map(|vm| self.machines[*vm].pps).min();
             let others = (0..self.machines.len()).filter(|vm| !on_vf.contains(vm));
             if let Some(other) = others.max_by_key(|vm| self.machines[*vm].pps)

@@ -91,7 +91,7 @@ impl World {
             let name = machine.name.clone();
             if let Some(pin) = machine.listed {
                 self.daemon.known.insert(vm, pin);
-                let spec = VmSpec { pool: POOL.into(), pin };
+                let spec = VmSpec { pool: POOL.into(), pin, weight: 1 + vm as u32 % 3 };
                 events.push((vm, Event::Registered { vm: name, spec }));
             } else {
                 self.daemon.known.remove(&vm);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use qmp_allocator::logic::engine::Settings;
-use qmp_allocator::logic::policy::Strategy;
+use qmp_allocator::logic::policy::{Strategy, Tuning};
 use qmp_allocator::logic::switch::Limits;
 
 use super::faults::{ALL, Fault};
@@ -65,10 +65,10 @@ impl Plan {
             6..9 => (rng.usize(3..9), rng.usize(1..5)),
             _ => (rng.usize(12..25), rng.usize(3..8)),
         };
-        let strategies = [Strategy::Fair, Strategy::Activity];
         let seconds = |rng: &mut Rng, from: u64, to: u64| Duration::from_secs(rng.u64(from..to));
         let mut settings = Settings {
-            strategy: strategies[rng.usize(..2)],
+            strategy: Strategy::ALL[rng.usize(..Strategy::ALL.len())],
+            tuning: Tuning::default(),
             interval: seconds(&mut rng, 20, 60),
             max_concurrent_switches: rng.usize(1..5),
             limits: Limits {
@@ -83,6 +83,7 @@ impl Plan {
         // The VFs can change hands within an interval, one after the other if they must.
         let in_turn = A_CHANGE * vfs.div_ceil(settings.max_concurrent_switches) as u32;
         settings.interval = settings.interval.max(2 * in_turn);
+        settings.tuning = tuning(seed, settings.interval);
         let menu = match rng.u8(..10) {
             0 => Vec::new(),
             1..4 => vec![ALL[rng.usize(..ALL.len())]],
@@ -100,5 +101,22 @@ impl Plan {
             pause: seconds(&mut rng, 2, 40),
             menu,
         }
+    }
+}
+
+/// In half of the worlds something goes beyond the paper. By dice of their own, so that all else of a seed
+/// stays as it was.
+fn tuning(seed: u64, interval: Duration) -> Tuning {
+    let mut rng = Rng::with_seed(!seed);
+    let default = Tuning { max_wait: interval * rng.u32(1..6), ..Tuning::default() };
+    if rng.bool() {
+        return default;
+    }
+    Tuning {
+        margin_percent: rng.u32(..100),
+        min_hold: interval * rng.u32(..3),
+        switch_cost: Duration::from_secs(rng.u64(..3)),
+        rate_time_constant: interval * rng.u32(..3),
+        ..default
     }
 }

@@ -15,6 +15,7 @@ fn a_pool_alone_is_a_config_and_every_default_is_within_its_bounds() {
     let config = load_text(POOL).unwrap();
     let seconds = Duration::from_secs_f64;
     assert_eq!(config.strategy, Strategy::Fair);
+    assert_eq!(config.tuning, Tuning::default());
     assert_eq!(config.interval, seconds(300.0));
     assert_eq!(config.sample_interval, seconds(10.0));
     assert_eq!(config.max_concurrent_switches, 4);
@@ -47,6 +48,13 @@ fn every_key_is_taken() {
         state_file = "/tmp/state.json"
         control_socket = "/tmp/control"
         max_concurrent_switches = 63
+        [policy]
+        margin_percent = 20
+        min_hold_s = 60
+        switch_cost_s = 4
+        max_wait_s = 120
+        wants_pps = 100
+        rate_time_constant_s = 600
         [deadlines]
         prepare_s = 1
         plug_s = 600
@@ -81,6 +89,15 @@ fn every_key_is_taken() {
     )
     .unwrap();
     assert_eq!(config.strategy, Strategy::Activity);
+    let tuning = Tuning {
+        margin_percent: 20,
+        min_hold: Duration::from_secs(60),
+        switch_cost: Duration::from_secs(4),
+        max_wait: Duration::from_secs(120),
+        wants_pps: 100,
+        rate_time_constant: Duration::from_secs(600),
+    };
+    assert_eq!(config.tuning, tuning);
     assert_eq!(config.deadlines.drain, Duration::ZERO);
     let names: Vec<_> = config.pools.iter().map(|pool| pool.name.as_str()).collect();
     assert_eq!(names, ["default", "rest", "lab"]);
@@ -111,6 +128,14 @@ fn each_error_is_one_line_with_file_line_and_remedy() {
         (
             format!("[deadlines]\nunplug_repeat_s = 3\n{POOL}"),
             "flexvf.toml:2: 3 seconds; give 5.1 to 3600 seconds",
+        ),
+        (
+            format!("[policy]\nmax_wait_s = 299\n{POOL}"),
+            "flexvf.toml:2: a wait of 299s, decisions 300s apart; give at least interval_s",
+        ),
+        (
+            format!("[policy]\nmargin_percent = 1001\n{POOL}"),
+            "flexvf.toml:2: a margin of 1001 %; give 0 to 1000",
         ),
         (
             format!("max_concurrent_switches = 0\n{POOL}"),
@@ -168,6 +193,7 @@ fn an_unknown_key_is_refused_by_its_line_in_every_table() {
     for (text, line) in [
         (format!("\nintervall_s = 5\n{POOL}"), 2),
         (format!("[deadlines]\nplug = 5\n{POOL}"), 2),
+        (format!("[policy]\nmargin = 5\n{POOL}"), 2),
         (format!("{POOL}tap = \"vf1\"\n"), 4),
     ] {
         let error = load_text(&text).unwrap_err();

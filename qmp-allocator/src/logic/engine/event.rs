@@ -5,7 +5,7 @@ use std::time::Duration;
 use flexvf_protocol::VmName;
 
 use super::{AgentView, Held, Saved, VmSpec};
-use crate::logic::policy::Strategy;
+use crate::logic::policy::{Strategy, Tuning};
 use crate::logic::rate::Sample;
 use crate::logic::switch::{Action, Limits, Record, Report};
 use crate::logic::vf::VfId;
@@ -15,6 +15,8 @@ use crate::logic::vf::VfId;
 pub struct Settings {
     /// Who deserves a VF.
     pub strategy: Strategy,
+    /// What the strategy is set to.
+    pub tuning: Tuning,
     /// The paper's T: between two decisions.
     pub interval: Duration,
     /// Most switches under way at once, over all pools.

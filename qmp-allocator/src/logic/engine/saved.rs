@@ -9,7 +9,7 @@ use flexvf_protocol::VmName;
 use serde::{Deserialize, Serialize};
 
 use super::{Desired, Engine, Pool};
-use crate::logic::policy::Ranked;
+use crate::logic::policy::{Memory, Ranked};
 
 /// The state file's content.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -29,8 +29,9 @@ pub struct Saved {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SavedPool {
-    /// Where the fair strategy stands.
-    pub last_served: Option<VmName>,
+    /// What the strategy remembers.
+    #[serde(flatten)]
+    pub memory: Memory,
     /// Best first.
     pub ranking: Vec<Ranked>,
     /// How many of them were to have a VF.
@@ -76,7 +77,7 @@ impl Saved {
         let desired = Desired { ranking: saved.ranking, winners: saved.winners };
         let places = desired.ranking.iter().enumerate();
         let places_before = places.map(|(place, ranked)| (ranked.vm.clone(), place)).collect();
-        Pool { desired, last_served: saved.last_served, places_before, ..Pool::default() }
+        Pool { desired, memory: saved.memory, places_before, ..Pool::default() }
     }
 }
 
@@ -85,7 +86,7 @@ impl Engine {
     pub(super) fn saved(&self, now: Duration) -> Saved {
         let pool = |(name, pool): (&String, &Pool)| {
             let Desired { ranking, winners } = pool.desired.clone();
-            (name.clone(), SavedPool { last_served: pool.last_served.clone(), ranking, winners })
+            (name.clone(), SavedPool { memory: pool.memory.clone(), ranking, winners })
         };
         Saved {
             round: self.round,

@@ -14,6 +14,8 @@ pub struct VmSpec {
     pub pool: String,
     /// The operator's word.
     pub pin: Option<Pin>,
+    /// Its share against the others'.
+    pub weight: u32,
 }
 
 /// A VF and the root port that it is in, or is to be in.
@@ -70,7 +72,8 @@ impl AgentView {
 
 impl Engine {
     pub(super) fn on_registered(&mut self, name: VmName, spec: VmSpec) {
-        let link_mbps = self.settings.link_mbps;
+        let meter = RateMeter::new(self.settings.link_mbps)
+            .with_time_constant(self.settings.tuning.rate_time_constant);
         self.unfile(&name);
         let turns = self.turns_before.remove(&name).unwrap_or(0);
         let place = self.saved_place(&name, &spec);
@@ -78,11 +81,13 @@ impl Engine {
             spec: spec.clone(),
             qemu: Qemu::Unseen,
             agent: AgentView::default(),
-            meter: RateMeter::new(link_mbps),
+            meter,
             last_interval: None,
             hold: None,
             turns,
             backoff: Backoff::default(),
+            to_vf_took: None,
+            to_pv_took: None,
             unregistered: false,
             place,
             filed: None,

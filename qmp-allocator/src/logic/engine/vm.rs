@@ -26,6 +26,10 @@ pub(in crate::logic) struct Vm {
     pub(in crate::logic) hold: Option<(Held, Tenure)>,
     pub(in crate::logic) turns: u64,
     pub(in crate::logic) backoff: Backoff,
+    /// Its last switch to a VF that worked.
+    pub(super) to_vf_took: Option<Duration>,
+    /// Its last switch back.
+    pub(super) to_pv_took: Option<Duration>,
     pub(super) unregistered: bool,
     /// In the last ranking, from 0.
     pub(in crate::logic) place: Option<usize>,

@@ -5,9 +5,21 @@
 
 use std::cmp::Ordering;
 
-use super::{Candidate, Ranked, Reason};
+use super::{Candidate, Policy, Ranked, Reason, Round};
 
-pub(super) fn rank(open: &[&Candidate]) -> Vec<Ranked> {
+pub(super) struct Activity;
+
+impl Policy for Activity {
+    fn rank(&self, round: Round<'_>) -> Vec<Ranked> {
+        rank(round.open)
+    }
+
+    fn remembers(&self) -> bool {
+        false
+    }
+}
+
+fn rank(open: &[&Candidate]) -> Vec<Ranked> {
     let mut order = open.to_vec();
     order.sort_by(|a, b| better_first(a, b));
     let count = order.len();

@@ -6,13 +6,21 @@
 
 use flexvf_protocol::VmName;
 
-use super::{Candidate, Ranked, Reason};
+use super::{Candidate, Policy, Ranked, Reason, Round};
 
-pub(super) fn rank(
-    open: &[&Candidate],
-    vfs: usize,
-    last_served: &mut Option<VmName>,
-) -> Vec<Ranked> {
+pub(super) struct Fair;
+
+impl Policy for Fair {
+    fn rank(&self, round: Round<'_>) -> Vec<Ranked> {
+        rank(round.open, round.vfs, round.last_served)
+    }
+
+    fn remembers(&self) -> bool {
+        false
+    }
+}
+
+fn rank(open: &[&Candidate], vfs: usize, last_served: &mut Option<VmName>) -> Vec<Ranked> {
     let mut ring: Vec<&VmName> = open.iter().map(|candidate| &candidate.vm).collect();
     ring.sort();
     let behind = last_served.as_ref().map_or(0, |last| ring.partition_point(|vm| *vm <= last));

@@ -44,6 +44,13 @@ pub struct Record {
     pub total_ms: f64,
 }
 
+impl Record {
+    /// From the first step to the last.
+    pub fn took(&self) -> Duration {
+        Duration::try_from_secs_f64(self.total_ms / 1e3).unwrap_or_default()
+    }
+}
+
 /// Writes a [`Record`] as the switch goes on.
 #[derive(Debug, Clone)]
 pub(super) struct Recorder {

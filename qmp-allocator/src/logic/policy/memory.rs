@@ -1,0 +1,95 @@
+//! What policies remember from round to round.
+//!
+//! A few small counts a VM, of the VMs that were ranked lately: a guest that is away for a moment does
+//! not shed what it owes, and one that never comes back is forgotten.
+
+use std::collections::BTreeMap;
+
+use flexvf_protocol::VmName;
+use serde::{Deserialize, Serialize};
+
+use super::Candidate;
+
+/// Of one pool.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Memory {
+    /// Where the fair strategy stands.
+    pub last_served: Option<VmName>,
+    /// Of VMs that were ranked in the last rounds, as far as there is anything to remember.
+    pub standings: BTreeMap<VmName, Standing>,
+}
+
+/// Of one VM.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Standing {
+    /// Rounds in a row that it was served.
+    #[serde(skip_serializing_if = "is_default")]
+    pub held: u32,
+    /// Rounds in a row that it wanted a VF and was not served.
+    #[serde(skip_serializing_if = "is_default")]
+    pub missed: u32,
+    /// What it is behind its share; below 0, ahead. Billionths of a turn: whole numbers come back from the
+    /// state file as they were.
+    #[serde(skip_serializing_if = "is_default")]
+    pub owed: i64,
+    /// Rounds in a row that it could not be ranked.
+    #[serde(skip_serializing_if = "is_default")]
+    pub away: u32,
+}
+
+/// A VM that reboots is back by then; the file and the memory stay as small as the pool.
+const FORGOTTEN_AFTER: u32 = 4;
+
+impl Memory {
+    /// The standings of these VMs, who are in the order of their names.
+    pub(super) fn recall(&self, open: &[&Candidate]) -> Vec<Standing> {
+        let mut known = self.standings.iter().peekable();
+        let recalled = open.iter().map(|candidate| {
+            while known.next_if(|(vm, _)| **vm < candidate.vm).is_some() {}
+            let found = known.next_if(|(vm, _)| **vm == candidate.vm);
+            found.map(|(_, standing)| *standing).unwrap_or_default()
+        });
+        recalled.collect()
+    }
+
+    /// Ends a round in which `served` of `open` were chosen.
+    pub(super) fn settle(
+        &mut self,
+        open: &[&Candidate],
+        standings: Vec<Standing>,
+        mut served: Vec<&VmName>,
+        wants: impl Fn(&Candidate) -> bool,
+    ) {
+        served.sort_unstable();
+        let mut served = served.into_iter().peekable();
+        let mut seen = BTreeMap::new();
+        let ended = open.iter().zip(standings).map(|(candidate, mut standing)| {
+            if served.next_if(|vm| **vm == candidate.vm).is_some() {
+                (standing.held, standing.missed) = (standing.held.saturating_add(1), 0);
+            } else {
+                let missed = if wants(candidate) { standing.missed.saturating_add(1) } else { 0 };
+                (standing.held, standing.missed) = (0, missed);
+            }
+            standing.away = 0;
+            (candidate.vm.clone(), standing)
+        });
+        seen.extend(ended.filter(|(_, standing)| !is_default(standing)));
+        let names = open.iter().map(|candidate| &candidate.vm);
+        let mut names = names.peekable();
+        let away = std::mem::take(&mut self.standings).into_iter().filter_map(|(vm, standing)| {
+            while names.next_if(|name| **name < vm).is_some() {}
+            let is_here = names.peek().is_some_and(|name| **name == vm);
+            let standing = Standing { held: 0, away: standing.away.saturating_add(1), ..standing };
+            (!is_here && standing.away <= FORGOTTEN_AFTER).then_some((vm, standing))
+        });
+        let away: Vec<_> = away.collect();
+        seen.extend(away);
+        self.standings = seen;
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
