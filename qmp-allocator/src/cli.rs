@@ -3,6 +3,7 @@
 mod check_config;
 mod client;
 mod run;
+mod simulate;
 mod status;
 
 use std::path::PathBuf;
@@ -43,6 +44,12 @@ enum Command {
     Status(status::Args),
     /// Check a configuration, and the VM files that it leads to, without running anything
     CheckConfig(check_config::Args),
+    /// Compare the strategies over made-up or recorded traffic, without a host
+    ///
+    /// A decision sees the interval that ended and holds for the next one. GAIN is the packets that VFs
+    /// carried, as a part of what the best assignment would have had them carry, which knows each interval
+    /// beforehand and switches at no cost. JAIN is Jain's index of the VMs' time on a VF for their weight.
+    Simulate(simulate::Args),
 }
 
 /// Where the configuration is.
@@ -63,6 +70,7 @@ impl Cli {
             Command::Run(args) => run::run(args),
             Command::Status(args) => status::run(args),
             Command::CheckConfig(args) => check_config::run(args),
+            Command::Simulate(args) => simulate::run(&args),
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod engine;
 pub mod policy;
 pub mod rate;
 pub mod reconcile;
+pub mod simulate;
 pub mod status;
 pub mod switch;
 pub mod vf;
