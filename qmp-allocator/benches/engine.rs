@@ -31,10 +31,15 @@ fn main() {
 fn decide(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decide");
     group.sample_size(50);
-    for strategy in [Strategy::Activity, Strategy::Fair] {
+    let steady = Tuning { margin_percent: 20, min_hold: INTERVAL * 2, ..Tuning::default() };
+    let mut policies = Strategy::ALL.map(|strategy| (strategy, Tuning::default())).to_vec();
+    policies.extend([(Strategy::Activity, steady), (Strategy::Hybrid, steady)]);
+    for (strategy, tuning) in policies {
+        let name = if tuning == steady { ", hysteresis" } else { "" };
         for vms in [1_000, 10_000] {
-            let mut fleet = Fleet::new(strategy, vms);
-            group.bench_function(format!("{}, {vms} VMs, {VFS} VFs", strategy.name()), |bencher| {
+            let mut fleet = Fleet::new(strategy, tuning, vms);
+            let name = format!("{}{name}, {vms} VMs, {VFS} VFs", strategy.name());
+            group.bench_function(name, |bencher| {
                 bencher.iter_custom(|rounds| (0..rounds).map(|_| fleet.round()).sum());
             });
             // A fleet in which nothing moves any more would be decided at no cost.
@@ -48,7 +53,7 @@ fn events(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("event");
     group.throughput(Throughput::Elements(1));
     for vms in [1_000, 10_000] {
-        let mut fleet = Fleet::new(Strategy::Activity, vms);
+        let mut fleet = Fleet::new(Strategy::Activity, Tuning::default(), vms);
         fleet.round();
         let mut turn = 0;
         group.bench_function(format!("sample, {vms} VMs"), |bencher| {
@@ -85,10 +90,10 @@ struct Fleet {
 }
 
 impl Fleet {
-    fn new(strategy: Strategy, vms: usize) -> Self {
+    fn new(strategy: Strategy, tuning: Tuning, vms: usize) -> Self {
         let now = Duration::from_secs(1000);
         let mut fleet = Self {
-            engine: Engine::new(now, settings(strategy), &[POOL.to_owned()], None),
+            engine: Engine::new(now, settings(strategy, tuning), &[POOL.to_owned()], None),
             names: (0..vms).map(|i| format!("vm{i}").parse().unwrap()).collect(),
             now,
             rounds: 0,
@@ -96,8 +101,8 @@ impl Fleet {
         };
         let vfs = (0..VFS).map(|i| VfId::new(format!("0000:01:{i:02x}.0"))).collect();
         fleet.tell(Event::Pool { pool: POOL.into(), vfs, problem: None });
-        for vm in fleet.names.clone() {
-            let spec = VmSpec { pool: POOL.into(), pin: None, weight: 1 };
+        for (index, vm) in fleet.names.clone().into_iter().enumerate() {
+            let spec = VmSpec { pool: POOL.into(), pin: None, weight: 1 + index as u32 % 9 };
             fleet.tell(Event::Registered { vm: vm.clone(), spec });
             fleet.tell(Event::Observed { vm: vm.clone(), held: None, free_port: port() });
             fleet.tell(Event::Agent { vm, view: AgentView::Ready { active: Some(Path::Pv) } });
@@ -180,10 +185,10 @@ fn port() -> Option<String> {
     Some("rp0".to_owned())
 }
 
-fn settings(strategy: Strategy) -> Settings {
+fn settings(strategy: Strategy, tuning: Tuning) -> Settings {
     Settings {
         strategy,
-        tuning: Tuning::default(),
+        tuning,
         interval: INTERVAL,
         max_concurrent_switches: 4,
         limits: Limits {

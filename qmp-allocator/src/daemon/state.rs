@@ -11,8 +11,8 @@ use tracing::warn;
 
 use crate::logic::engine::Saved;
 
-/// Largest state file taken in: 4096 VMs are well below it.
-const MAX_BYTES: u64 = 4 * 1024 * 1024;
+/// Largest state file taken in: 10,000 VMs with the longest names are below it.
+const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 /// What an earlier daemon on this boot of the host left.
 pub(super) fn read(file: &Path) -> Option<Saved> {
@@ -88,6 +88,9 @@ fn boot_id() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logic::engine::SavedPool;
+    use crate::logic::policy::{Memory, Ranked, Reason, Standing};
+    use flexvf_protocol::VmName;
 
     #[test]
     fn what_is_written_reads_back_and_a_torn_file_is_lived_without() {
@@ -99,6 +102,27 @@ mod tests {
         assert_eq!(read(&file), Some(saved));
         std::fs::write(&file, "{\"boot_id\": \"x\", \"sav").unwrap();
         assert_eq!(read(&file), None);
+    }
+
+    #[test]
+    fn all_that_is_remembered_of_ten_thousand_vms_is_read_again() {
+        let standing = Standing { held: 0, missed: 1_000_000, owed: -1_999_999_999, away: 4 };
+        let reason =
+            Reason::Worth { place: 10_000, of: 10_000, pps: Some(1e6 / 3.0), as_pps: 1e5 / 3.0 };
+        let names: Vec<VmName> = (0..10_000).map(|i| format!("{i:064}").parse().unwrap()).collect();
+        let standings = names.iter().map(|vm| (vm.clone(), standing)).collect();
+        let pool = SavedPool {
+            memory: Memory { last_served: None, standings },
+            ranking: names.iter().map(|vm| Ranked { vm: vm.clone(), reason }).collect(),
+            winners: 63,
+        };
+        let turns = names.into_iter().map(|vm| (vm, u64::MAX)).collect();
+        let pools = [("default".to_owned(), pool)].into();
+        let saved = Saved { turns, pools, ..Saved::default() };
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("state.json");
+        replace(&file, &saved.encode(&boot_id())).unwrap();
+        assert_eq!(read(&file).unwrap().pools["default"].memory, saved.pools["default"].memory);
     }
 
     #[test]

@@ -17,6 +17,8 @@ const LAST_SWITCHES: Duration = Duration::from_secs(180);
 const MORE_ROUNDS: u32 = 2;
 /// A decision may be the first one over counts that no fault has touched; then VFs move once more.
 const A_SWITCH: Duration = Duration::from_secs(30);
+/// Clearly more than the rate from which on a VM wants a VF.
+const WANTS_PPS: u64 = 2;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Plays a world to its end.
@@ -31,7 +33,7 @@ pub fn storm_and_calm(world: &mut World) -> Result<(), Violation> {
         world.run(world.now + interval)?;
         settle(world, interval + A_SWITCH)?;
     }
-    Ok(())
+    world.everybody_is_served()
 }
 
 fn settle(world: &mut World, bound: Duration) -> Result<(), Violation> {
@@ -47,6 +49,38 @@ fn settle(world: &mut World, bound: Duration) -> Result<(), Violation> {
 }
 
 impl World {
+    /// Whoever wants a VF ends a round on one within the bound of a strategy that has one.
+    fn everybody_is_served(&mut self) -> Result<(), Violation> {
+        let Settings { strategy, tuning, interval, .. } = self.plan.settings;
+        let in_turn = self.machines.len().div_ceil(self.host.vfs.len().max(1)) as u32;
+        let missed = match strategy {
+            Strategy::Fair => in_turn,
+            Strategy::Hybrid => {
+                in_turn.max((tuning.max_wait.as_nanos() / interval.as_nanos()) as u32)
+            }
+            Strategy::Activity | Strategy::Weighted => return Ok(()),
+        };
+        let before = self.turns();
+        // The round that runs, those that may be missed, and the one that serves, up to its end.
+        self.run(self.now + interval * (missed + 3))?;
+        let unserved = self.turns().into_iter().zip(before).zip(&self.machines);
+        let unserved = unserved.filter(|((now, before), it)| now == before && it.pps > WANTS_PPS);
+        let unserved: Vec<_> = unserved.map(|(_, machine)| machine.name.as_str()).collect();
+        if unserved.is_empty() {
+            return Ok(());
+        }
+        let what = format!("{unserved:?} had no VF in {missed} rounds and more");
+        Err(Violation::new("nobody waits longer than the strategy allows", what))
+    }
+
+    /// Of each machine; of one that is not known none.
+    fn turns(&self) -> Vec<Option<u64>> {
+        let status = self.daemon.engine.as_ref().map(|engine| engine.status(self.now));
+        let vms = status.map(|status| status.vms).unwrap_or_default();
+        let turns = |name| vms.iter().find(|vm| vm.vm == name).map(|vm| vm.turns);
+        self.machines.iter().map(|machine| turns(machine.name.clone())).collect()
+    }
+
     /// Everything is as it should be; or what is not.
     fn is_settled(&self) -> Result<(), String> {
         let engine = self.daemon.engine.as_ref().ok_or("no daemon")?;
