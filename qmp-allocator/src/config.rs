@@ -7,8 +7,12 @@
 mod daemon;
 mod raw;
 mod text;
+mod vf;
 mod vm;
 
-pub use daemon::{Config, Deadlines, EmulatedPool, MacOrder, Pool, PoolKind, SriovPool, Strategy};
+pub use daemon::{
+    Config, Deadlines, EmulatedPool, MacOrder, NodeOwner, Pool, PoolKind, SriovPool, Strategy, VfRange,
+};
 pub use text::ConfigError;
+pub use vf::VfOptions;
 pub use vm::{Pin, VmConfig};

@@ -280,12 +280,14 @@ impl Daemon {
                 Some(PoolKind::Emulated(_)) => "emulated",
                 _ => "sriov",
             };
+            pool.pfs = self.shared.host.pfs(&pool.name);
         }
         status.problems.clone_from(&self.problems);
         let pools = self.pool_problems.iter();
         status.problems.extend(
             pools.map(|(pool, text)| Problem { subject: pool.clone(), text: text.clone() }),
         );
+        status.problems.extend(self.shared.host.notes());
         status
     }
 }
@@ -324,10 +326,8 @@ async fn look_at_pools(pools: Vec<Pool>, shared: Arc<Shared>, to_daemon: mpsc::S
     loop {
         timer.tick().await;
         for pool in &pools {
-            let (vfs, problem) = match shared.host.vfs(pool).await {
-                Ok(vfs) => (vfs, None),
-                Err(error) => (Vec::new(), Some(format!("pool {:?}: {error}", pool.name))),
-            };
+            let (vfs, problem) = shared.host.vfs(pool).await;
+            let problem = problem.map(|problem| format!("pool {:?}: {problem}", pool.name));
             let event = Event::Pool { pool: pool.name.clone(), vfs, problem };
             if to_daemon.send(event).await.is_err() {
                 return;

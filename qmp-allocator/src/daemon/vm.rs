@@ -59,6 +59,8 @@ pub(super) struct VmTask {
     tenure: u64,
     holds: Option<VfId>,
     qemu: Option<Process>,
+    /// What forbids a VF, as last told to the engine.
+    obstacle: Option<String>,
     /// The guest's agent may have changed; looked at by the timer, not for each event of a guest's making.
     look_due: bool,
     /// What was last complained of, so that it is told once and not at every look.
@@ -90,6 +92,7 @@ impl VmTask {
             tenure: 0,
             holds: None,
             qemu: None,
+            obstacle: None,
             look_due: true,
             complaints: String::new(),
         }
@@ -125,6 +128,7 @@ impl VmTask {
                     if exited {
                         self.guest.disconnect();
                         self.holds = None;
+                        self.obstacle = None;
                     }
                     self.send(Event::Lost { vm: self.name.clone(), exited, reason }).await;
                     if !self.wait_unconnected().await {

@@ -21,7 +21,7 @@ use nix::errno::Errno;
 use rtnetlink::{Handle, LinkBridgePort};
 use tokio::time::timeout;
 
-pub use vf::{VfChange, VfLink, VfSettings};
+pub use vf::Vf;
 
 /// A connection to the kernel's rtnetlink. Clones share it.
 #[derive(Debug, Clone)]
@@ -92,9 +92,7 @@ pub enum NetlinkError {
         cause: io::Error,
     },
     /// The kernel said yes, and did something else.
-    #[error(
-        "{what}: it reads back as {found}; the driver does not keep this setting, leave it out of the pool"
-    )]
+    #[error("{what}: it reads back as {found}")]
     NotKept {
         /// What was asked, with its subject.
         what: String,
@@ -165,62 +163,6 @@ impl Netlink {
             }
         }
         Ok(link)
-    }
-
-    /// Settings of every VF of a PF, and counters where the driver has them and the list is short
-    /// enough for the kernel to carry them.
-    ///
-    /// # Errors
-    /// [`NetlinkError`].
-    pub async fn vfs(&self, pf: &str) -> Result<Vec<VfSettings>, NetlinkError> {
-        let settings = self.vf_settings(pf).await?;
-        if settings.is_empty() || settings.len() > MAX_VFS_WITH_COUNTERS {
-            return Ok(settings);
-        }
-        let message = self.get_link(pf, vec![LinkExtentMask::Vf]).await?;
-        Ok(vf::parse(message))
-    }
-
-    async fn vf_settings(&self, pf: &str) -> Result<Vec<VfSettings>, NetlinkError> {
-        let mask = vec![LinkExtentMask::Vf, LinkExtentMask::SkipStats];
-        self.get_link(pf, mask).await.map(vf::parse)
-    }
-
-    /// Changes a VF's settings, and reads them back. What is so already is not set again.
-    ///
-    /// # Errors
-    /// [`NetlinkError::Refused`] and [`NetlinkError::NotKept`] name the setting.
-    pub async fn set_vf(
-        &self,
-        pf: &str,
-        index: u32,
-        change: &VfChange,
-    ) -> Result<(), NetlinkError> {
-        let pf_index = self.link(pf).await?.index;
-        let before = self.one_vf(pf, index).await?;
-        let steps = vf::steps(index, change, &before);
-        for step in &steps {
-            let what = format!("VF {index} of {pf}: setting {}", step.what);
-            let mut message = LinkMessage::default();
-            message.header.index = pf_index;
-            message.attributes.push(step.attribute.clone());
-            let request = self.handle.link().set(message).execute();
-            self.within(&what, request).await?;
-        }
-        let after = self.one_vf(pf, index).await?;
-        match vf::steps(index, change, &after).first() {
-            None => Ok(()),
-            Some(missing) => Err(NetlinkError::NotKept {
-                what: format!("VF {index} of {pf}: setting {}", missing.what),
-                found: missing.found.clone(),
-            }),
-        }
-    }
-
-    async fn one_vf(&self, pf: &str, index: u32) -> Result<VfSettings, NetlinkError> {
-        let vfs = self.vf_settings(pf).await?;
-        let found = vfs.into_iter().find(|vf| vf.index == index);
-        found.ok_or_else(|| NetlinkError::NoVf { pf: pf.to_owned(), index })
     }
 
     /// Has a NIC take frames for an address: `bridge fdb add MAC dev INTERFACE self permanent`.
@@ -368,7 +310,3 @@ fn unless(number: Errno, result: Result<(), NetlinkError>) -> Result<(), Netlink
         other => other,
     }
 }
-
-/// A list of VFs is one netlink attribute of up to 64 KiB; with counters the kernel fits 222 in it
-/// at best, and drivers that tell more of each VF about half as many.
-const MAX_VFS_WITH_COUNTERS: usize = 100;

@@ -121,6 +121,11 @@ impl Engine {
             }
             Event::Lost { vm, exited, reason } => self.on_lost(now, &vm, exited, reason, out),
             Event::Agent { vm, view } => self.on_agent(now, &vm, view, out),
+            Event::Obstacle { vm, obstacle } => {
+                if let Some(vm) = self.vms.get_mut(&vm) {
+                    vm.obstacle = obstacle;
+                }
+            }
             Event::Reset(vm) => self.on_reset(now, &vm, out),
             Event::Sampled { vm, sample } => {
                 if let Some(vm) = self.vms.get_mut(&vm) {

@@ -47,10 +47,31 @@ pub struct PoolStatus {
     pub name: String,
     /// `sriov` or `emulated`. Filled in by the daemon.
     pub kind: &'static str,
+    /// Its PFs. Filled in by the daemon.
+    pub pfs: Vec<PfStatus>,
     /// By name.
     pub vfs: Vec<VfStatus>,
     /// What is wrong with the pool as a whole.
     pub problem: Option<String>,
+}
+
+/// A PF of a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PfStatus {
+    /// Its interface.
+    pub pf: String,
+    /// Its driver.
+    pub driver: Option<String>,
+    /// Whether it is set up.
+    pub up: bool,
+    /// Whether it has a link.
+    pub carrier: bool,
+    /// Its VFs in the pool.
+    pub vfs: usize,
+    /// Guests' addresses that it filters for because they are on PV.
+    pub filters: usize,
+    /// How many it has room for, where the configuration says.
+    pub max_filters: Option<usize>,
 }
 
 /// A VF.
@@ -137,6 +158,7 @@ impl Engine {
         PoolStatus {
             name: name.to_owned(),
             kind: "",
+            pfs: Vec::new(),
             vfs: vfs.map(status).collect(),
             problem: pool.and_then(|pool| pool.problem.clone()),
         }

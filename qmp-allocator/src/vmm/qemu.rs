@@ -12,7 +12,7 @@ mod tests;
 use std::path::Path;
 use std::time::Duration;
 
-use qapi::qmp::{device_add, device_del, netdev_del, qom_get, qom_list};
+use qapi::qmp::{device_add, device_del, netdev_del, qom_get, qom_list, query_memory_size_summary};
 use serde_json::{Value, json};
 
 use super::{
@@ -54,6 +54,17 @@ impl QmpVmm {
     /// QEMU's process, where the kernel tells it.
     pub const fn pid(&self) -> Option<i32> {
         self.qmp.pid()
+    }
+
+    /// The guest's memory, as given at its start and plugged since.
+    ///
+    /// # Errors
+    /// [`QmpError`].
+    pub async fn memory_bytes(&self) -> Result<u64, QmpError> {
+        let command = query_memory_size_summary {};
+        let memory = self.qmp.execute(command, self.deadline).await?;
+        let plugged = memory.plugged_memory.unwrap_or(0);
+        Ok(u64::try_from(memory.base_memory.saturating_add(plugged)).unwrap_or(0))
     }
 
     async fn do_plug(&self, plug: &Plug) -> Result<(), VmmError> {

@@ -6,6 +6,7 @@ use flexvf_protocol::agent::Path;
 use tracing::debug;
 
 use super::{VmTask, guest};
+use crate::daemon::process::Process;
 use crate::io::qmp::QmpError;
 use crate::logic::switch::{Action, Report, Target};
 use crate::logic::vf::VfId;
@@ -31,7 +32,7 @@ impl VmTask {
                 self.tenure += 1;
                 self.holds = Some(vf.clone());
                 self.guest.begin_switch();
-                host.prepare(&config, vf)
+                host.prepare(&config, vf, self.qemu.map(Process::pid))
                     .await
                     .map_or_else(|error| Report::Unknown(error.to_string()), |()| Report::Ok)
             }

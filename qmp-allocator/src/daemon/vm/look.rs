@@ -8,8 +8,10 @@ use tracing::{debug, info, warn};
 use super::VmTask;
 use super::act::TO_PV;
 use crate::daemon::clock::now;
-use crate::io::stats;
+use crate::daemon::process::Process;
+use crate::io::{proc, stats};
 use crate::logic::engine::{Event, Held};
+use crate::logic::memlock;
 use crate::logic::rate::{Count, Sample, Trust};
 use crate::logic::vf::VfId;
 use crate::vmm::{Hypervisor, PluggedKind, Port, PortState, QmpVmm, VmmError};
@@ -17,6 +19,7 @@ use crate::vmm::{Hypervisor, PluggedKind, Port, PortState, QmpVmm, VmmError};
 impl VmTask {
     /// Tells the engine what QEMU has.
     pub(super) async fn observe(&mut self, vmm: &QmpVmm) {
+        self.look_for_obstacle(vmm).await;
         let seen = match vmm.observe(&self.config.ports).await {
             Ok(seen) => seen,
             Err(error) => {
@@ -50,6 +53,27 @@ impl VmTask {
         let free_port = seen.ports.iter().find(|port| port.state == PortState::Empty);
         let free_port = free_port.map(|port| port.id.clone());
         self.send(Event::Observed { vm: self.name.clone(), held, free_port }).await;
+    }
+
+    /// Before any plug: afterwards QEMU would say no more than that it cannot allocate memory. A QEMU
+    /// whose limit is not known, or that does not say how much memory its guest has, is let through.
+    async fn look_for_obstacle(&mut self, vmm: &QmpVmm) {
+        let mut obstacle = None;
+        if self.holds.is_none()
+            && self.shared.host.pins_memory(&self.config)
+            && let Some(pid) = self.qemu.map(Process::pid)
+            && let Some(limits) = proc::lock_limits(pid).filter(|limits| limits.most.is_some())
+            && let Ok(guest_bytes) = vmm.memory_bytes().await
+        {
+            obstacle = memlock::obstacle(pid, limits, guest_bytes);
+        }
+        if obstacle != self.obstacle {
+            if let Some(obstacle) = &obstacle {
+                warn!("{obstacle}");
+            }
+            self.obstacle.clone_from(&obstacle);
+            self.send(Event::Obstacle { vm: self.name.clone(), obstacle }).await;
+        }
     }
 
     /// Says each set of complaints once, not at every look.

@@ -123,7 +123,7 @@ fn what_is_not_there_is_named() {
         let links = netlink.handle.link();
         links.add(LinkVeth::new("nic", "wire").build()).execute().await.unwrap();
         assert_eq!(netlink.vfs("nic").await.unwrap(), []);
-        let error = netlink.set_vf("nic", 3, &VfChange::default()).await.unwrap_err();
+        let error = netlink.set_vf("nic", 3, &[]).await.unwrap_err();
         assert_eq!(error.to_string(), "interface nic has no VF 3; see `ip link show nic`");
         // Only a bridge's port can be pointed to.
         let error = netlink.bridge_point("nic", SHARED).await.unwrap_err();

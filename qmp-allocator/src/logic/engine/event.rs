@@ -66,6 +66,13 @@ pub enum Event {
         /// What is known of it.
         view: AgentView,
     },
+    /// Something about a VM's QEMU forbids a VF, or nothing does any more.
+    Obstacle {
+        /// Which.
+        vm: VmName,
+        /// In words.
+        obstacle: Option<String>,
+    },
     /// A VM's guest was reset: its agent and bond begin anew.
     Reset(VmName),
     /// A VM's counters were read.
@@ -111,6 +118,7 @@ impl Event {
             | Self::Observed { vm, .. }
             | Self::Lost { vm, .. }
             | Self::Agent { vm, .. }
+            | Self::Obstacle { vm, .. }
             | Self::Sampled { vm, .. }
             | Self::Done { vm, .. }
             | Self::Deleted { vm, .. } => Some(vm),

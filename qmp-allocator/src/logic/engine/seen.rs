@@ -78,6 +78,7 @@ impl Engine {
             spec: spec.clone(),
             qemu: Qemu::Unseen,
             agent: AgentView::default(),
+            obstacle: None,
             meter: RateMeter::new(link_mbps),
             last_interval: None,
             hold: None,
@@ -137,6 +138,7 @@ impl Engine {
         vm.qemu = Qemu::Lost(reason);
         if exited {
             vm.agent = AgentView::Unseen;
+            vm.obstacle = None;
             self.tell_tenure(now, name, Input::Exited, out);
         }
     }
