@@ -11,7 +11,8 @@ mod vf;
 mod vm;
 
 pub use daemon::{
-    Config, Deadlines, EmulatedPool, MacOrder, NodeOwner, Pool, PoolKind, SriovPool, Strategy, VfRange,
+    Config, Deadlines, EmulatedPool, MacOrder, NodeOwner, Pool, PoolKind, SriovPool, Strategy,
+    VfRange, VfioKind,
 };
 pub use text::ConfigError;
 pub use vf::VfOptions;

@@ -328,6 +328,10 @@ async fn look_at_pools(pools: Vec<Pool>, shared: Arc<Shared>, to_daemon: mpsc::S
         for pool in &pools {
             let (vfs, problem) = shared.host.vfs(pool).await;
             let problem = problem.map(|problem| format!("pool {:?}: {problem}", pool.name));
+            let near = Event::VfNodes { pool: pool.name.clone(), nodes: shared.host.nodes(&vfs) };
+            if to_daemon.send(near).await.is_err() {
+                return;
+            }
             let event = Event::Pool { pool: pool.name.clone(), vfs, problem };
             if to_daemon.send(event).await.is_err() {
                 return;

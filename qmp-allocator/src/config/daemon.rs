@@ -86,6 +86,8 @@ pub struct SriovPool {
     pub settings: VfOptions,
     /// Whose a VFIO group's node is while a VM has it. `vfio_owner = "qemu"`.
     pub vfio_owner: NodeOwner,
+    /// How QEMU gets at a VF. `vfio = "group"`.
+    pub vfio: VfioKind,
     /// Unicast addresses that a PF can filter, where the operator knows it. `max_pf_filters = 128`.
     pub max_pf_filters: Option<usize>,
 }
@@ -109,6 +111,18 @@ pub enum NodeOwner {
     Keep,
     /// This user's and group's.
     Ids(u32, u32),
+}
+
+/// How QEMU gets at a VF.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VfioKind {
+    /// QEMU opens the node of the VF's IOMMU group.
+    #[default]
+    Group,
+    /// FlexVF opens the VF's own node and hands it to QEMU with an iommufd; by the group where QEMU
+    /// or the kernel has no iommufd.
+    Iommufd,
 }
 
 impl VfRange {

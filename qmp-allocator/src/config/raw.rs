@@ -11,7 +11,7 @@ use toml::Spanned;
 
 use super::text::Text;
 use super::vf::Requirable;
-use super::{Config, ConfigError, Deadlines, MacOrder, Pool, Strategy};
+use super::{Config, ConfigError, Deadlines, MacOrder, Pool, Strategy, VfioKind};
 use crate::logic::settings::VfLink;
 
 type Seconds = Option<Spanned<f64>>;
@@ -70,6 +70,7 @@ struct RawPool {
     min_tx_rate_mbps: Option<Spanned<u32>>,
     max_tx_rate_mbps: Option<Spanned<u32>>,
     required: Option<Spanned<Vec<Requirable>>>,
+    vfio: Option<Spanned<VfioKind>>,
     vfio_owner: Option<Spanned<String>>,
     max_pf_filters: Option<Spanned<usize>>,
     model: Option<Spanned<String>>,

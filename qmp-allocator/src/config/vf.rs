@@ -64,7 +64,8 @@ impl VfOptions {
             && most != 0
             && *least.get_ref() > most
         {
-            let what = format!("a least send rate of {} above the greatest, {most}", least.get_ref());
+            let what =
+                format!("a least send rate of {} above the greatest, {most}", least.get_ref());
             return Err(text.refuse(least, what, "give no more than max_tx_rate_mbps"));
         }
         Ok(Self {
@@ -136,11 +137,7 @@ mod tests {
     #[test]
     fn a_vms_settings_go_before_its_pools_one_by_one() {
         let pool = VfOptions { vlan: Some(7), qos: Some(3), ..VfOptions::default() };
-        let vm = VfOptions {
-            vlan: Some(8),
-            max_tx_rate_mbps: Some(100),
-            ..VfOptions::default()
-        };
+        let vm = VfOptions { vlan: Some(8), max_tx_rate_mbps: Some(100), ..VfOptions::default() };
         let both = vm.or(&pool).wishes();
         assert_eq!(
             both,

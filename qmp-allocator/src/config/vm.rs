@@ -38,6 +38,9 @@ pub struct VmConfig {
     pub weight: u32,
     /// `pin = "vf"` or `"pv"`: always on one path.
     pub pin: Option<Pin>,
+    /// `numa_node = 1`: the node that it runs on, whose VFs suit it best. Without it, the one that
+    /// QEMU's memory is bound to.
+    pub numa_node: Option<u32>,
     /// How its VF is set; goes before its pool's settings, one by one.
     pub settings: VfOptions,
 }
@@ -54,6 +57,7 @@ struct Raw {
     pool: Option<String>,
     weight: Option<Spanned<u32>>,
     pin: Option<Pin>,
+    numa_node: Option<u32>,
     vlan: Option<Spanned<u16>>,
     qos: Option<Spanned<u8>>,
     spoof_check: Option<bool>,
@@ -108,6 +112,7 @@ impl VmConfig {
             pool: raw.pool.unwrap_or_else(|| "default".into()),
             weight: weight(&text, raw.weight.as_ref())?,
             pin: raw.pin,
+            numa_node: raw.numa_node,
         })
     }
 }

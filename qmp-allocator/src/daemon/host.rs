@@ -7,6 +7,8 @@ mod forward;
 mod health;
 mod settings;
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,13 +16,13 @@ use flexvf_protocol::{MacAddr, PciAddress};
 
 use self::health::Health;
 use super::state::boot_id;
-use crate::config::{Config, EmulatedPool, Pool, PoolKind, SriovPool, VfRange, VmConfig};
+use crate::config::{Config, EmulatedPool, Pool, PoolKind, SriovPool, VfRange, VfioKind, VmConfig};
 use crate::io::found::Found;
 use crate::io::netlink::{Netlink, NetlinkError};
 use crate::io::sysfs::{Sysfs, SysfsError};
 use crate::logic::rate::{Count, Trust};
 use crate::logic::vf::VfId;
-use crate::vmm::Backend;
+use crate::vmm::{Backend, IOMMU};
 
 /// See the module's text.
 #[derive(Debug)]
@@ -109,16 +111,31 @@ impl Host {
         }
     }
 
+    /// NUMA nodes of VFs, where the host has several.
+    pub(super) fn nodes(&self, vfs: &[VfId]) -> BTreeMap<VfId, u32> {
+        let node = |vf: &VfId| self.sysfs.function(vf.as_str().parse().ok()?).ok()?.numa_node;
+        vfs.iter().filter_map(|vf| Some((vf.clone(), node(vf)?))).collect()
+    }
+
     /// What a VF of a VM's pool looks like to QEMU.
     pub(super) fn backend(&self, vm: &VmConfig, vf: &VfId) -> Result<Backend, HostError> {
         match &self.pool(vm)?.kind {
-            PoolKind::Sriov(_) => Ok(Backend::Vfio { host: address(vm, vf)? }),
+            PoolKind::Sriov(sriov) => {
+                let host = address(vm, vf)?;
+                Ok(Backend::Vfio { host, node: self.own_node(sriov, host) })
+            }
             PoolKind::Emulated(EmulatedPool { model, .. }) => Ok(Backend::Nic {
                 model: model.clone(),
                 tap: vf.to_string(),
                 mac: self.own_mac(vf),
             }),
         }
+    }
+
+    /// The node by which a VF is given to QEMU instead of its group's, if it is to be and can.
+    fn own_node(&self, sriov: &SriovPool, vf: PciAddress) -> Option<PathBuf> {
+        let wanted = sriov.vfio == VfioKind::Iommufd && Path::new(IOMMU).exists();
+        wanted.then(|| self.sysfs.vfio_node(vf)).flatten().filter(|node| node.exists())
     }
 
     /// Whether a VF of a VM's pool pins the guest's memory.

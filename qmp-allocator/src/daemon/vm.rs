@@ -61,6 +61,8 @@ pub(super) struct VmTask {
     qemu: Option<Process>,
     /// What forbids a VF, as last told to the engine.
     obstacle: Option<String>,
+    /// Its NUMA node, as last told to the engine.
+    node: Option<u32>,
     /// The guest's agent may have changed; looked at by the timer, not for each event of a guest's making.
     look_due: bool,
     /// What was last complained of, so that it is told once and not at every look.
@@ -93,6 +95,7 @@ impl VmTask {
             holds: None,
             qemu: None,
             obstacle: None,
+            node: None,
             look_due: true,
             complaints: String::new(),
         }

@@ -70,7 +70,8 @@ impl Found {
             Ok(()) => self.unwritten().remove(&vf),
             Err(_) => self.unwritten().insert(vf, original.clone()),
         };
-        written.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+        written
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     }
 
     /// The VF is as it was found, or no more.

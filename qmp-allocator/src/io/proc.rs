@@ -10,6 +10,12 @@ pub fn owner(pid: i32) -> Option<(u32, u32)> {
     Some((effective(&status, "Uid:")?, effective(&status, "Gid:")?))
 }
 
+/// The NUMA node that all of a process's memory comes from, if it may come from one only.
+pub fn numa_node(pid: i32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    line(&status, "Mems_allowed_list:")?.trim().parse().ok()
+}
+
 /// What bounds the memory that a process may lock.
 pub fn lock_limits(pid: i32) -> Option<Limits> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

@@ -237,6 +237,12 @@ impl Sysfs {
         Ok(vfs)
     }
 
+    /// The VFIO node of a function that vfio-pci has, where the kernel makes one for each function.
+    pub fn vfio_node(&self, address: PciAddress) -> Option<PathBuf> {
+        let nodes = names(&self.device(address).join("vfio-dev")).ok()?;
+        Some(Path::new("/dev/vfio/devices").join(nodes.first()?))
+    }
+
     /// The bridge or bond that an interface is a port of, and what that is a port of.
     pub fn masters(&self, interface: &str) -> Vec<String> {
         let mut masters = Vec::new();

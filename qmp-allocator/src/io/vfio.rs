@@ -73,7 +73,9 @@ mod tests {
     #[test]
     fn a_node_changes_hands_and_comes_back() {
         if !nix::unistd::geteuid().is_root() {
-            eprintln!("SKIPPED a_node_changes_hands_and_comes_back: needs root, to give files away");
+            eprintln!(
+                "SKIPPED a_node_changes_hands_and_comes_back: needs root, to give files away"
+            );
             return;
         }
         let dir = tempfile::tempdir().unwrap();

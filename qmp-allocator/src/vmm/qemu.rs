@@ -6,12 +6,14 @@
 //! before that).
 
 mod events;
+mod iommufd;
 #[cfg(test)]
 mod tests;
 
 use std::path::Path;
 use std::time::Duration;
 
+use flexvf_protocol::PciAddress;
 use qapi::qmp::{device_add, device_del, netdev_del, qom_get, qom_list, query_memory_size_summary};
 use serde_json::{Value, json};
 
@@ -21,6 +23,7 @@ use super::{
 };
 use crate::io::qmp::{Qmp, QmpError};
 pub(super) use events::next_event;
+pub(crate) use iommufd::IOMMU;
 
 /// A QEMU that is spoken to over its QMP socket.
 #[derive(Debug, Clone)]
@@ -81,10 +84,13 @@ impl QmpVmm {
             }
         }
         match &plug.backend {
-            Backend::Vfio { host } => {
-                let properties = [("host".to_owned(), json!(host))];
-                self.device_add("vfio-pci", plug, properties).await
-            }
+            Backend::Vfio { host, node } => match node {
+                Some(node) if self.has_iommufd().await? => self.plug_by_node(plug, node).await,
+                _ => {
+                    let properties = [("host".to_owned(), json!(host))];
+                    self.device_add("vfio-pci", plug, properties).await
+                }
+            },
             Backend::Nic { model, tap, mac } => {
                 let netdev = netdev_id(id);
                 // A daemon that died between the two steps has left one.
@@ -183,7 +189,9 @@ impl QmpVmm {
         };
         let kind = if driver == "vfio-pci" {
             let host = self.get(&path, "host").await?;
-            PluggedKind::Vfio { host: host.and_then(|host| host.parse().ok()) }
+            let host = host.and_then(|host| host.parse().ok());
+            // One that was plugged by its node shows ffff:ff:ff.f here, which is no address.
+            PluggedKind::Vfio { host: host.or_else(|| host_in(&id)) }
         } else {
             let mac = self.get(&path, "mac").await?;
             let tap = id.strip_prefix(ID_PREFIX).and_then(|rest| rest.strip_prefix(TAP_MARK));
@@ -264,6 +272,13 @@ fn found<T>(result: Result<T, QmpError>) -> Result<Option<T>, QmpError> {
         Err(QmpError::Refused { class, .. }) if class == "DeviceNotFound" => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The function in the id of a device that FlexVF has plugged.
+fn host_in(device_id: &str) -> Option<PciAddress> {
+    let mut parts = device_id.strip_prefix(ID_PREFIX)?.splitn(4, '-');
+    let mut part = || parts.next();
+    format!("{}:{}:{}.{}", part()?, part()?, part()?, part()?).parse().ok()
 }
 
 fn netdev_id(device_id: &str) -> String {

@@ -51,6 +51,7 @@ pub(super) fn sriov(
         mac_order: pool.mac_order.as_ref().map(|m| *m.get_ref()).unwrap_or_default(),
         settings: VfOptions::of(text, &settings)?,
         vfio_owner: node_owner(text, pool.vfio_owner.as_ref())?,
+        vfio: pool.vfio.as_ref().map(|vfio| *vfio.get_ref()).unwrap_or_default(),
         max_pf_filters: pool.max_pf_filters.as_ref().map(|most| *most.get_ref()),
     }))
 }
@@ -137,10 +138,7 @@ fn range(text: &Text, entry: &Spanned<String>) -> Result<VfRange, ConfigError> {
     Ok(range)
 }
 
-fn node_owner(
-    text: &Text,
-    owner: Option<&Spanned<String>>,
-) -> Result<NodeOwner, ConfigError> {
+fn node_owner(text: &Text, owner: Option<&Spanned<String>>) -> Result<NodeOwner, ConfigError> {
     let Some(owner) = owner else { return Ok(NodeOwner::default()) };
     let ids = |found: &str| {
         let (user, group) = found.split_once(':')?;
@@ -173,6 +171,7 @@ pub(super) fn emulated(
     foreign(text, pool.min_tx_rate_mbps.as_ref(), "min_tx_rate_mbps", "sriov")?;
     foreign(text, pool.max_tx_rate_mbps.as_ref(), "max_tx_rate_mbps", "sriov")?;
     foreign(text, pool.required.as_ref(), "required", "sriov")?;
+    foreign(text, pool.vfio.as_ref(), "vfio", "sriov")?;
     foreign(text, pool.vfio_owner.as_ref(), "vfio_owner", "sriov")?;
     foreign(text, pool.max_pf_filters.as_ref(), "max_pf_filters", "sriov")?;
     let listed = pool.taps.as_ref().map_or(&[][..], |taps| taps.get_ref());

@@ -72,6 +72,7 @@ fn every_key_is_taken() {
         min_tx_rate_mbps = 10
         max_tx_rate_mbps = 1000
         required = ["vlan"]
+        vfio = "iommufd"
         vfio_owner = "107:36"
         max_pf_filters = 24
         [[pool]]
@@ -154,11 +155,15 @@ fn each_error_is_one_line_with_file_line_and_remedy() {
             "flexvf.toml:8: \"01:10.0\" is not a PCI address; write domain:bus:device.function such as 0000:01:10.0",
         ),
         (
-            second("name = \"b\"\nkind = \"sriov\"\npf = \"eth0\"\nvfs = [\"0000:01:10.2-0000:01:10.0\"]\n"),
+            second(
+                "name = \"b\"\nkind = \"sriov\"\npf = \"eth0\"\nvfs = [\"0000:01:10.2-0000:01:10.0\"]\n",
+            ),
             "flexvf.toml:8: 0000:01:10.2-0000:01:10.0 is a range that ends before it begins; write FIRST-LAST",
         ),
         (
-            second("name = \"b\"\nkind = \"sriov\"\npf = \"eth0\"\nvfs = [\"0000:01:10.0-0000:01:10.2\", \"0000:01:10.1\"]\n"),
+            second(
+                "name = \"b\"\nkind = \"sriov\"\npf = \"eth0\"\nvfs = [\"0000:01:10.0-0000:01:10.2\", \"0000:01:10.1\"]\n",
+            ),
             "flexvf.toml:8: VF 0000:01:10.1 is listed already, in pool \"b\"; list it once",
         ),
         (
@@ -202,6 +207,13 @@ fn an_unknown_key_is_refused_by_its_line_in_every_table() {
         let error = load_text(&text).unwrap_err();
         assert!(error.starts_with(&format!("flexvf.toml:{line}: unknown field")), "{error}");
     }
+}
+
+#[test]
+fn the_example_in_the_documentation_is_in_order() {
+    let config = load_text(include_str!("../../../docs/flexvf.toml")).unwrap();
+    let names: Vec<_> = config.pools.iter().map(|pool| pool.name.as_str()).collect();
+    assert_eq!(names, ["default", "tenants"]);
 }
 
 #[test]

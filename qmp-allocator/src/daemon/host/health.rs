@@ -114,7 +114,9 @@ fn fault(pf: &PfStatus, vf_link: Option<VfLink>) -> Option<String> {
         return Some(format!("PF {name} is down, and its VFs with it; `ip link set {name} up`"));
     }
     if !has_link(pf, vf_link) {
-        return Some(format!("PF {name} has no link: its VFs are given to nobody; look at its cable"));
+        return Some(format!(
+            "PF {name} has no link: its VFs are given to nobody; look at its cable"
+        ));
     }
     let most = pf.max_filters.filter(|most| *filters > *most)?;
     Some(format!(
@@ -151,7 +153,9 @@ mod tests {
         );
         // VFs whose link is always up reach each other without a cable.
         assert_eq!(fault(&dark, Some(VfLink::Enable)), None);
-        assert!(told(PfStatus { filters: 4, ..pf() }).contains("4 guests on PV, and has room for 3"));
+        assert!(
+            told(PfStatus { filters: 4, ..pf() }).contains("4 guests on PV, and has room for 3")
+        );
         assert_eq!(fault(&PfStatus { max_filters: None, filters: 9, ..pf() }, None), None);
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use flexvf_protocol::PciAddress;
 
 use super::{Host, HostError, VfAt};
-use crate::config::{NodeOwner, PoolKind, SriovPool, VfOptions, VmConfig};
+use crate::config::{NodeOwner, PoolKind, SriovPool, VfOptions, VfioKind, VmConfig};
 use crate::io::netlink::NetlinkError;
 use crate::io::sysfs::SysfsError;
 use crate::io::{proc, vfio};
@@ -63,6 +63,7 @@ impl Host {
             self.sysfs.bind_vfio(at.address, self.prepare_deadline).await?;
             let refused = self.set(&at, &wishes).await?;
             self.tell_refused(&at.pf, &wishes, &refused);
+            self.tell_iommufd(sriov, &at);
             self.give_node(sriov, &at, qemu, original).await
         };
         let deadline = self.prepare_deadline;
@@ -165,6 +166,16 @@ impl Host {
                     self.health.note(&key, pf, text);
                 }
             }
+        }
+    }
+
+    fn tell_iommufd(&self, sriov: &SriovPool, at: &VfAt) {
+        const KEY: &str = "iommufd";
+        if sriov.vfio == VfioKind::Iommufd && self.own_node(sriov, at.address).is_none() {
+            let text = "this kernel has no iommufd with nodes for single VFs (CONFIG_IOMMUFD, CONFIG_VFIO_DEVICE_CDEV): VFs are given by their groups' nodes; set `vfio = \"group\"`";
+            self.health.note(KEY, &at.pf, text.to_owned());
+        } else {
+            self.health.clear(KEY);
         }
     }
 

@@ -19,7 +19,7 @@ use crate::vmm::{Hypervisor, PluggedKind, Port, PortState, QmpVmm, VmmError};
 impl VmTask {
     /// Tells the engine what QEMU has.
     pub(super) async fn observe(&mut self, vmm: &QmpVmm) {
-        self.look_for_obstacle(vmm).await;
+        self.look_at_process(vmm).await;
         let seen = match vmm.observe(&self.config.ports).await {
             Ok(seen) => seen,
             Err(error) => {
@@ -55,9 +55,9 @@ impl VmTask {
         self.send(Event::Observed { vm: self.name.clone(), held, free_port }).await;
     }
 
-    /// Before any plug: afterwards QEMU would say no more than that it cannot allocate memory. A QEMU
+    /// Where QEMU runs, and whether it may lock its guest's memory. Before any plug: afterwards QEMU would say no more than that it cannot allocate memory. A QEMU
     /// whose limit is not known, or that does not say how much memory its guest has, is let through.
-    async fn look_for_obstacle(&mut self, vmm: &QmpVmm) {
+    async fn look_at_process(&mut self, vmm: &QmpVmm) {
         let mut obstacle = None;
         if self.holds.is_none()
             && self.shared.host.pins_memory(&self.config)
@@ -66,6 +66,12 @@ impl VmTask {
             && let Ok(guest_bytes) = vmm.memory_bytes().await
         {
             obstacle = memlock::obstacle(pid, limits, guest_bytes);
+        }
+        let of_process = || proc::numa_node(self.qemu.map(Process::pid)?);
+        let node = self.config.numa_node.or_else(of_process);
+        if node != self.node {
+            self.node = node;
+            self.send(Event::VmNode { vm: self.name.clone(), node }).await;
         }
         if obstacle != self.obstacle {
             if let Some(obstacle) = &obstacle {

@@ -1,5 +1,6 @@
 //! What the engine is set to, what it is told, and what it answers.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use flexvf_protocol::VmName;
@@ -73,6 +74,20 @@ pub enum Event {
         /// In words.
         obstacle: Option<String>,
     },
+    /// On which NUMA node a VM runs, as far as it runs on one.
+    VmNode {
+        /// Which.
+        vm: VmName,
+        /// The node.
+        node: Option<u32>,
+    },
+    /// On which NUMA nodes a pool's VFs are, as far as the host says.
+    VfNodes {
+        /// Which pool.
+        pool: String,
+        /// By VF.
+        nodes: BTreeMap<VfId, u32>,
+    },
     /// A VM's guest was reset: its agent and bond begin anew.
     Reset(VmName),
     /// A VM's counters were read.
@@ -111,7 +126,7 @@ impl Event {
     /// Whom it is about, if it is a VM.
     pub(super) const fn vm(&self) -> Option<&VmName> {
         match self {
-            Self::Tick | Self::Pool { .. } => None,
+            Self::Tick | Self::Pool { .. } | Self::VfNodes { .. } => None,
             Self::Unregistered(vm)
             | Self::Reset(vm)
             | Self::Registered { vm, .. }
@@ -119,6 +134,7 @@ impl Event {
             | Self::Lost { vm, .. }
             | Self::Agent { vm, .. }
             | Self::Obstacle { vm, .. }
+            | Self::VmNode { vm, .. }
             | Self::Sampled { vm, .. }
             | Self::Done { vm, .. }
             | Self::Deleted { vm, .. } => Some(vm),

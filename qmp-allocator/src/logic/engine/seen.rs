@@ -1,5 +1,6 @@
 //! How the engine takes in what was seen of VMs and pools.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use flexvf_protocol::VmName;
@@ -79,6 +80,7 @@ impl Engine {
             qemu: Qemu::Unseen,
             agent: AgentView::default(),
             obstacle: None,
+            node: None,
             meter: RateMeter::new(link_mbps),
             last_interval: None,
             hold: None,
@@ -171,6 +173,24 @@ impl Engine {
         vm.agent = view;
         if let Some(active) = ready {
             self.tell_tenure(now, name, Input::Uses(active), out);
+        }
+    }
+
+    pub(super) fn on_obstacle(&mut self, name: &VmName, obstacle: Option<String>) {
+        if let Some(vm) = self.vms.get_mut(name) {
+            vm.obstacle = obstacle;
+        }
+    }
+
+    pub(super) fn on_vm_node(&mut self, name: &VmName, node: Option<u32>) {
+        if let Some(vm) = self.vms.get_mut(name) {
+            vm.node = node;
+        }
+    }
+
+    pub(super) fn on_vf_nodes(&mut self, pool: &str, nodes: BTreeMap<VfId, u32>) {
+        if let Some(pool) = self.pools.get_mut(pool) {
+            pool.nodes = nodes;
         }
     }
 

@@ -41,6 +41,43 @@ fn while_vms_are_no_more_than_vfs_all_have_one_at_once() {
 }
 
 #[test]
+fn a_vm_whose_qemu_cannot_take_a_vf_leaves_it_to_others_until_it_can() {
+    let mut world = World::new(Strategy::Activity, 3, 1);
+    world.set_rates(&[900.0, 500.0, 10.0]);
+    let vm0: VmName = "vm0".parse().unwrap();
+    let told = |obstacle: Option<&str>| Event::Obstacle {
+        vm: "vm0".parse().unwrap(),
+        obstacle: obstacle.map(str::to_owned),
+    };
+    world.event(told(Some("may lock 8 MiB")));
+    world.run(world.interval() + 5 * SECOND);
+    assert_eq!(world.on_vf(), ["vm1"]);
+    let reason = |world: &World| {
+        let status = world.engine.status(world.now);
+        status.vms.into_iter().find(|vm| vm.vm == vm0).unwrap().reason
+    };
+    assert_eq!(reason(&world), "may lock 8 MiB");
+    assert!(world.ends.iter().all(|end| end.vm != vm0), "no switch was tried in vain");
+    world.event(told(None));
+    world.run(2 * world.interval());
+    assert_eq!(world.on_vf(), ["vm0"]);
+}
+
+#[test]
+fn a_vm_gets_a_vf_of_its_own_numa_node() {
+    let mut world = World::new(Strategy::Activity, 2, 4);
+    let nodes = [("vf2", 1), ("vf3", 0)].map(|(vf, node)| (VfId::new(vf), node));
+    world.event(Event::VfNodes { pool: "default".into(), nodes: nodes.into() });
+    for (vm, node) in [("vm0", 0), ("vm1", 1)] {
+        world.event(Event::VmNode { vm: vm.parse().unwrap(), node: Some(node) });
+    }
+    world.run(10 * SECOND);
+    let vfs: Vec<_> =
+        world.engine.vms.values().map(|vm| vm.hold.as_ref().unwrap().0.vf.to_string()).collect();
+    assert_eq!(vfs, ["vf3", "vf2"]);
+}
+
+#[test]
 fn new_vms_start_on_pv_when_vfs_are_fewer() {
     let mut world = World::new(Strategy::Activity, 3, 1);
     world.run(world.interval() / 2);

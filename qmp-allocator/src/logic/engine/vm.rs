@@ -23,6 +23,8 @@ pub(in crate::logic) struct Vm {
     pub(in crate::logic) agent: AgentView,
     /// What about its QEMU forbids a VF.
     pub(super) obstacle: Option<String>,
+    /// The NUMA node that it runs on.
+    pub(super) node: Option<u32>,
     pub(in crate::logic) meter: RateMeter,
     pub(in crate::logic) last_interval: Option<(u64, Rate)>,
     pub(in crate::logic) hold: Option<(Held, Tenure)>,

@@ -85,7 +85,7 @@ async fn session(vmm: &QmpVmm, events: &mut VmmEvents) {
 }
 
 async fn refusals(vmm: &QmpVmm, plugged: &Plug) {
-    let vfio = Backend::Vfio { host: "0000:ff:1f.7".parse().unwrap() };
+    let vfio = Backend::Vfio { host: "0000:ff:1f.7".parse().unwrap(), node: None };
     let vfio = Plug { device_id: vfio.device_id(), port: "rp3".into(), backend: vfio };
     let mut model = nic("fvtest1", "rp3");
     model.backend = Backend::Nic {
@@ -190,7 +190,7 @@ async fn a_vfio_device_is_seen_with_its_host_function() {
     assert_eq!(
         observation.devices,
         [PluggedDevice {
-            id: Backend::Vfio { host }.device_id(),
+            id: Backend::Vfio { host, node: None }.device_id(),
             port: Some("rp1".into()),
             kind: PluggedKind::Vfio { host: Some(host) },
         }]

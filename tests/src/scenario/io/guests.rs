@@ -92,10 +92,14 @@ impl Guest {
         plugged_devices(&self.qmp)
     }
 
+    /// Its QEMU's process.
+    pub fn qemu(&self) -> Result<i32> {
+        qemu_of(self.launcher.pid()).with_context(|| format!("{}: launch-vm has no QEMU", self.vm))
+    }
+
     /// SIGKILL to its QEMU, as the kernel does when memory runs out.
     pub fn kill_qemu(&self) -> Result<()> {
-        let pid = qemu_of(self.launcher.pid())
-            .with_context(|| format!("{}: launch-vm has no QEMU", self.vm))?;
+        let pid = self.qemu()?;
         kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("kill QEMU {pid}"))
     }
 
