@@ -67,7 +67,7 @@ impl QmpVmm {
         let command = query_memory_size_summary {};
         let memory = self.qmp.execute(command, self.deadline).await?;
         let plugged = memory.plugged_memory.unwrap_or(0);
-        Ok(u64::try_from(memory.base_memory.saturating_add(plugged)).unwrap_or(0))
+        Ok(memory.base_memory.saturating_add(plugged))
     }
 
     async fn do_plug(&self, plug: &Plug) -> Result<(), VmmError> {
@@ -85,7 +85,9 @@ impl QmpVmm {
         }
         match &plug.backend {
             Backend::Vfio { host, node } => match node {
-                Some(node) if self.has_iommufd().await? => self.plug_by_node(plug, node).await,
+                Some(node) if self.has_iommufd().await? => {
+                    self.plug_by_node(plug, node, Path::new(IOMMU)).await
+                }
                 _ => {
                     let properties = [("host".to_owned(), json!(host))];
                     self.device_add("vfio-pci", plug, properties).await

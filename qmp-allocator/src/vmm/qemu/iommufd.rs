@@ -28,9 +28,15 @@ impl QmpVmm {
         }
     }
 
-    pub(super) async fn plug_by_node(&self, plug: &Plug, node: &Path) -> Result<(), VmmError> {
+    /// `iommu` is [`IOMMU`], but for tests on machines without it.
+    pub(super) async fn plug_by_node(
+        &self,
+        plug: &Plug,
+        node: &Path,
+        iommu: &Path,
+    ) -> Result<(), VmmError> {
         let device = open(node)?;
-        self.need_iommufd().await?;
+        self.need_iommufd(iommu).await?;
         let name = format!("{}-node", plug.device_id);
         self.qmp.give_file(&name, device, self.deadline).await?;
         let properties = [("iommufd".to_owned(), json!(OBJECT)), ("fd".to_owned(), json!(name))];
@@ -44,13 +50,13 @@ impl QmpVmm {
     }
 
     /// Once a VM: a second one would be an address space of its own, and pin all memory again.
-    async fn need_iommufd(&self) -> Result<(), VmmError> {
+    async fn need_iommufd(&self, iommu: &Path) -> Result<(), VmmError> {
         let objects = self.list("/objects").await?.unwrap_or_default();
         if objects.iter().any(|(name, _)| name == OBJECT) {
             return Ok(());
         }
         let name = format!("{OBJECT}-node");
-        self.qmp.give_file(&name, open(Path::new(IOMMU))?, self.deadline).await?;
+        self.qmp.give_file(&name, open(iommu)?, self.deadline).await?;
         let arguments = json!({"qom-type": "iommufd", "id": OBJECT, "fd": name});
         self.qmp.execute_value("object-add", arguments, self.deadline).await?;
         Ok(())
