@@ -21,6 +21,7 @@ use super::host::Host;
 use super::process::Process;
 use crate::config::{Deadlines, VmConfig};
 use crate::io::qmp::QmpError;
+use crate::io::stats::StatsPage;
 use crate::logic::engine::Event;
 use crate::logic::switch::Action;
 use crate::logic::vf::VfId;
@@ -55,6 +56,7 @@ pub(super) struct VmTask {
     events: mpsc::Sender<Event>,
     orders: mpsc::Receiver<Order>,
     guest: Guest,
+    page: StatsPage,
     /// Counts holds, so that a VF's counter is never compared over two of them.
     tenure: u64,
     holds: Option<VfId>,
@@ -87,6 +89,7 @@ impl VmTask {
             events,
             orders,
             guest,
+            page: StatsPage::default(),
             tenure: 0,
             holds: None,
             qemu: None,
@@ -175,7 +178,10 @@ impl VmTask {
                     }
                     event => self.on_vmm_event(&link.vmm, event).await,
                 },
-                _ = observe.tick() => self.observe(&link.vmm).await,
+                _ = observe.tick() => {
+                    self.observe(&link.vmm).await;
+                    self.check_guest().await;
+                }
                 _ = samples.tick() => self.sample().await,
                 _ = agent_look.tick(), if self.look_due || !self.guest.is_ready() => {
                     if std::mem::take(&mut self.look_due) {
@@ -227,6 +233,7 @@ impl VmTask {
             (Order::Observe, None) => {}
             (Order::Reconfigure(config), vmm) => {
                 self.config = config;
+                self.page = StatsPage::default();
                 if let Some(vmm) = vmm {
                     self.observe(vmm).await;
                 }
@@ -266,6 +273,6 @@ fn every(period: Duration) -> Interval {
 }
 
 /// Between two looks at what QEMU has: events only make it look sooner.
-const OBSERVE_PERIOD: Duration = Duration::from_secs(10);
+const OBSERVE_PERIOD: Duration = Duration::from_secs(60);
 /// Between two looks at a guest whose agent is not ready.
 const AGENT_LOOK: Duration = Duration::from_secs(1);

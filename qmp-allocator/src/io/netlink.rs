@@ -18,6 +18,7 @@ use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
 use rtnetlink::{Handle, LinkBridgePort};
 use tokio::time::timeout;
 
@@ -196,7 +197,7 @@ impl Netlink {
         index: u32,
         change: &VfChange,
     ) -> Result<(), NetlinkError> {
-        let pf_index = self.link(pf).await?.index;
+        let pf_index = index_of(pf)?;
         let before = self.one_vf(pf, index).await?;
         let steps = vf::steps(index, change, &before);
         for step in &steps {
@@ -229,7 +230,7 @@ impl Netlink {
     /// [`NetlinkError`]; that it is there already is none.
     pub async fn filter_add(&self, interface: &str, mac: MacAddr) -> Result<(), NetlinkError> {
         let what = format!("{interface}: adding the filter for {mac}");
-        let index = self.link(interface).await?.index;
+        let index = index_of(interface)?;
         let neighbours = self.handle.neighbours();
         let request = neighbours
             .add_bridge(index, &mac.octets())
@@ -255,7 +256,7 @@ impl Netlink {
     /// [`NetlinkError`].
     pub async fn bridge_point(&self, port: &str, mac: MacAddr) -> Result<(), NetlinkError> {
         let what = format!("{port}: pointing its bridge here for {mac}");
-        let index = self.link(port).await?.index;
+        let index = index_of(port)?;
         let neighbours = self.handle.neighbours();
         let request = neighbours
             .add_bridge(index, &mac.octets())
@@ -289,7 +290,7 @@ impl Netlink {
         flood: bool,
     ) -> Result<(), NetlinkError> {
         let what = format!("{port}: setting its bridge's learning and flooding");
-        let index = self.link(port).await?.index;
+        let index = index_of(port)?;
         let change = LinkBridgePort::new(index).learning(learning).flood(flood).build();
         let request = self.handle.link().set_port(change).execute();
         self.within(&what, request).await
@@ -304,7 +305,7 @@ impl Netlink {
     ) -> Result<(), NetlinkError> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
-        message.header.ifindex = self.link(interface).await?.index;
+        message.header.ifindex = index_of(interface)?;
         message.header.flags = flags;
         // Asked for by NICs' own tables, and of no account to bridges.
         message.header.state = NeighbourState::Permanent;
@@ -351,6 +352,11 @@ impl Netlink {
             Err(_) => Err(NetlinkError::Timeout { what: what(), deadline: self.deadline }),
         }
     }
+}
+
+/// An interface's number, without a question over netlink.
+fn index_of(name: &str) -> Result<u32, NetlinkError> {
+    if_nametoindex(name).map_err(|_| NetlinkError::NoLink(name.to_owned()))
 }
 
 fn refused_with(error: &NetlinkError, numbers: &[Errno]) -> bool {
