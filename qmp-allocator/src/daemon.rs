@@ -22,7 +22,7 @@ use tracing::{Instrument, Level, debug, enabled, info, info_span, warn};
 
 use self::clock::{now, sleep_until};
 use self::host::{Host, HostError};
-use self::vm::{Order, Shared, VmTask};
+use self::vm::{Grid, Order, Shared, VmTask};
 use crate::config::{Config, Pool, PoolKind, VmConfig};
 use crate::control::{ControlError, ControlServer, Query};
 use crate::io::registry::Registry;
@@ -130,7 +130,7 @@ impl Daemon {
         let host =
             Host::new(&config).map_err(|error: HostError| DaemonError::Host(error.to_string()))?;
         let shared =
-            Shared { host, deadlines: config.deadlines, sample_interval: config.sample_interval };
+            Shared { host, deadlines: config.deadlines, grid: Grid::new(config.sample_interval) };
         Ok(Self {
             engine: Engine::new(now(), settings(&config), &names, saved),
             registry: Registry::new(config.vms_dir.clone()),

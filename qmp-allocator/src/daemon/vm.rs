@@ -5,6 +5,7 @@
 //! sees. Whatever happens, an action is always answered.
 
 mod act;
+mod grid;
 mod guest;
 mod look;
 
@@ -16,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tracing::{debug, info, warn};
 
+pub(super) use self::grid::Grid;
 use self::guest::Guest;
 use super::host::Host;
 use super::process::Process;
@@ -43,7 +45,7 @@ pub(super) enum Order {
 pub(super) struct Shared {
     pub(super) host: Host,
     pub(super) deadlines: Deadlines,
-    pub(super) sample_interval: Duration,
+    pub(super) grid: Grid,
 }
 
 /// Between two tries to reach a QEMU.
@@ -160,7 +162,9 @@ impl VmTask {
     async fn serve(&mut self, mut link: Link) -> bool {
         self.guest.disconnect();
         self.clear_remains(&link.vmm).await;
-        let mut samples = every(self.shared.sample_interval);
+        // The base line of what follows.
+        self.sample().await;
+        let mut samples = self.shared.grid.every(&self.name);
         let mut agent_look = every(AGENT_LOOK);
         let mut observe = every(OBSERVE_PERIOD);
         loop {

@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use flexvf_protocol::stats_page::{MAX_PAGE_BYTES, PageError, Snapshot};
 use nix::fcntl::OFlag;
@@ -31,10 +32,18 @@ pub enum StatsError {
     },
 }
 
-/// A page that is read again and again. Its file stays open while it is the one at its path.
-#[derive(Debug, Default)]
+/// A page that is read again and again. Its file stays open while it is the one at its path, which is
+/// looked at now and then: a backend that starts anew takes up the page that it finds.
+#[derive(Debug)]
 pub struct StatsPage {
-    file: Option<File>,
+    file: Option<(File, Instant)>,
+    look_period: Duration,
+}
+
+impl Default for StatsPage {
+    fn default() -> Self {
+        Self { file: None, look_period: LOOK_PERIOD }
+    }
 }
 
 impl StatsPage {
@@ -53,14 +62,26 @@ impl StatsPage {
     }
 
     fn read_bytes(&mut self, path: &Path, buffer: &mut [u8]) -> io::Result<usize> {
-        // A backend that made its page anew has unlinked the old one, or renamed over it.
-        let current =
-            self.file.take().filter(|file| file.metadata().is_ok_and(|of| of.nlink() > 0));
-        let file = current.map_or_else(|| open(path), Ok)?;
+        let known = self
+            .file
+            .take()
+            .filter(|(file, looked)| looked.elapsed() < self.look_period || is_at_a_path(file));
+        let (file, mut looked) = match known {
+            Some(known) => known,
+            None => (open(path)?, Instant::now()),
+        };
         let length = file.read_at(buffer, 0)?;
-        self.file = Some(file);
+        if looked.elapsed() >= self.look_period {
+            looked = Instant::now();
+        }
+        self.file = Some((file, looked));
         Ok(length)
     }
+}
+
+/// Not unlinked, and not replaced by renaming another over it.
+fn is_at_a_path(file: &File) -> bool {
+    file.metadata().is_ok_and(|of| of.nlink() > 0)
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -72,6 +93,9 @@ fn open(path: &Path) -> io::Result<File> {
     }
     Ok(file)
 }
+
+/// Between two looks whether a page is still at its path.
+const LOOK_PERIOD: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
@@ -116,7 +140,7 @@ mod tests {
     fn a_page_that_was_made_anew_is_the_one_that_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("stats");
-        let mut pages = StatsPage::default();
+        let mut pages = StatsPage { look_period: Duration::ZERO, ..StatsPage::default() };
         let mut frames =
             || pages.read(&path).map(|page| page.total(Direction::Rx, Counter::Frames));
         assert!(frames().is_err());
