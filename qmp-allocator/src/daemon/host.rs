@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::config::{Config, EmulatedPool, Pool, PoolKind, SriovPool, VmConfig};
-use crate::io::netlink::{Counters, Netlink, NetlinkError, VfChange};
+use crate::io::netlink::{self, Counters, Netlink, NetlinkError, VfChange};
 use crate::io::sysfs::{Sysfs, SysfsError};
 use crate::io::vfio;
 use crate::logic::rate::{Count, Trust};
@@ -87,7 +87,7 @@ impl Host {
             }
             PoolKind::Emulated(emulated) => {
                 for tap in &emulated.taps {
-                    self.netlink.link(tap).await?;
+                    netlink::index_of(tap)?;
                 }
                 Ok(emulated.taps.iter().map(VfId::new).collect())
             }

@@ -162,11 +162,12 @@ impl VmTask {
     async fn serve(&mut self, mut link: Link) -> bool {
         self.guest.disconnect();
         self.clear_remains(&link.vmm).await;
-        // The base line of what follows.
+        // What there is to begin with, and the base line of what follows.
+        self.observe(&link.vmm).await;
         self.sample().await;
-        let mut samples = self.shared.grid.every(&self.name);
+        let mut samples = self.shared.grid.samples(&self.name);
         let mut agent_look = every(AGENT_LOOK);
-        let mut observe = every(OBSERVE_PERIOD);
+        let mut looks = self.shared.grid.looks(&self.name);
         loop {
             // Orders first: a guest that makes events as fast as it can must not keep its VF by it.
             tokio::select! {
@@ -182,7 +183,7 @@ impl VmTask {
                     }
                     event => self.on_vmm_event(&link.vmm, event).await,
                 },
-                _ = observe.tick() => {
+                _ = looks.tick() => {
                     self.observe(&link.vmm).await;
                     self.check_guest().await;
                 }
@@ -276,7 +277,5 @@ fn every(period: Duration) -> Interval {
     timer
 }
 
-/// Between two looks at what QEMU has: events only make it look sooner.
-const OBSERVE_PERIOD: Duration = Duration::from_secs(60);
 /// Between two looks at a guest whose agent is not ready.
 const AGENT_LOOK: Duration = Duration::from_secs(1);

@@ -3,6 +3,7 @@
 //! Every change is one message a setting (so that a refusal names it) and is read back. Adding
 //! what is there and deleting what is not are successes.
 
+mod counters;
 #[cfg(test)]
 mod tests;
 mod vf;
@@ -11,19 +12,18 @@ use std::io;
 use std::time::Duration;
 
 use flexvf_protocol::MacAddr;
-use futures_util::{StreamExt, TryStreamExt};
-use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage, Stats64};
+use futures_util::TryStreamExt;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::stats::{StatsAttribute, StatsFilterMask, StatsMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
-use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::{Handle, LinkBridgePort};
 use tokio::time::timeout;
 
+pub use counters::Counters;
 pub use vf::{VfChange, VfLink, VfSettings};
 
 /// A connection to the kernel's rtnetlink. Clones share it.
@@ -48,25 +48,6 @@ pub struct Link {
     pub carrier: bool,
     /// Number of the bridge or bond that it is a port of.
     pub master: Option<u32>,
-    /// Its counters, from the host's side (a TAP's rx is what the guest sent).
-    pub counters: Counters,
-}
-
-/// Counters of a link or of a VF.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Packets received.
-    pub rx_packets: u64,
-    /// Packets sent.
-    pub tx_packets: u64,
-    /// Bytes received.
-    pub rx_bytes: u64,
-    /// Bytes sent.
-    pub tx_bytes: u64,
-    /// Received packets dropped.
-    pub rx_dropped: u64,
-    /// Packets to send that were dropped.
-    pub tx_dropped: u64,
 }
 
 /// Why the kernel did not do what it was asked.
@@ -147,47 +128,16 @@ impl Netlink {
             up: message.header.flags.contains(LinkFlags::Up),
             carrier: message.header.flags.contains(LinkFlags::LowerUp),
             master: None,
-            counters: Counters::default(),
         };
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(found) => link.name = found,
                 LinkAttribute::Address(octets) => link.mac = MacAddr::from_slice(&octets),
                 LinkAttribute::Controller(index) => link.master = Some(index),
-                LinkAttribute::Stats64(stats) => link.counters = Counters::from(&stats),
                 _ => {}
             }
         }
         Ok(link)
-    }
-
-    /// An interface's counters, and nothing else: a tenth of [`Self::link`]'s answer.
-    ///
-    /// # Errors
-    /// [`NetlinkError`].
-    pub async fn counters(&self, name: &str) -> Result<Counters, NetlinkError> {
-        let what = format!("{name}: asking for the counters");
-        let mut message = StatsMessage::default();
-        message.header.ifindex = index_of(name)?;
-        message.header.filter_mask = StatsFilterMask::Link64;
-        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetStats(message));
-        request.header.flags = NLM_F_REQUEST;
-        let mut handle = self.handle.clone();
-        let answer = async { Ok(handle.request(request)?.next().await) };
-        let answer = self.within(&what, answer).await?.map(|message| message.payload);
-        match answer {
-            Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewStats(stats))) => {
-                let found = stats.attributes.iter().find_map(|attribute| match attribute {
-                    StatsAttribute::Link64(stats) => Some(Counters::from(stats)),
-                    _ => None,
-                });
-                found.ok_or_else(|| NetlinkError::Protocol { what, found: "no counters".into() })
-            }
-            Some(NetlinkPayload::Error(error)) => {
-                Err(NetlinkError::Refused { what, cause: error.to_io() })
-            }
-            other => Err(NetlinkError::Protocol { what, found: format!("{other:?}") }),
-        }
     }
 
     /// Settings of every VF of a PF, and counters where the driver has them and the list is short
@@ -376,21 +326,11 @@ impl Netlink {
     }
 }
 
-impl From<&Stats64> for Counters {
-    fn from(stats: &Stats64) -> Self {
-        Self {
-            rx_packets: stats.rx_packets,
-            tx_packets: stats.tx_packets,
-            rx_bytes: stats.rx_bytes,
-            tx_bytes: stats.tx_bytes,
-            rx_dropped: stats.rx_dropped,
-            tx_dropped: stats.tx_dropped,
-        }
-    }
-}
-
 /// An interface's number, without a question over netlink.
-fn index_of(name: &str) -> Result<u32, NetlinkError> {
+///
+/// # Errors
+/// [`NetlinkError::NoLink`].
+pub fn index_of(name: &str) -> Result<u32, NetlinkError> {
     if_nametoindex(name).map_err(|_| NetlinkError::NoLink(name.to_owned()))
 }
 

@@ -254,6 +254,25 @@ mod tests {
     }
 
     #[test]
+    fn a_change_in_place_is_seen_by_the_next_look_at_all_files_and_a_new_file_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.toml"), vm(1)).unwrap();
+        let an_hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+        fs::File::open(dir.path()).unwrap().set_modified(an_hour_ago).unwrap();
+        let mut registry = Registry::new(dir.path().into());
+        assert!(registry.scan().changed);
+        fs::write(dir.path().join("a.toml"), vm(1) + "weight = 7\n").unwrap();
+        assert!(!registry.scan().changed);
+        let (stamp, looked) = registry.looked.unwrap();
+        registry.looked = Some((stamp, looked.checked_sub(LOOK_PERIOD).unwrap()));
+        assert!(registry.scan().changed);
+        assert_eq!(registry.scan.vms.values().next().unwrap().weight, 7);
+        assert!(!registry.scan().changed);
+        fs::write(dir.path().join("b.toml"), vm(2)).unwrap();
+        assert_eq!(names(registry.scan()), ["a", "b"]);
+    }
+
+    #[test]
     fn a_bad_file_is_a_problem_and_the_others_are_served() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a.toml"), "qmp = 1\n").unwrap();

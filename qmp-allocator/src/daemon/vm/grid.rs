@@ -1,7 +1,8 @@
-//! When VMs are sampled: a few moments in each interval, many VMs at each of them.
+//! When VMs are sampled, and when they are looked at.
 //!
-//! A wake-up costs the processor more than a sample. Not all at one moment, or the daemon would be
-//! busy with that for milliseconds while a switch waits.
+//! A wake-up costs the processor more than a sample, so many VMs are sampled at each of a few moments
+//! in an interval. Not all at one, or the daemon would be busy with that for milliseconds while a
+//! switch waits. A look takes longer than a wake-up: each VM has a moment of its own, more or less.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
@@ -22,29 +23,40 @@ impl Grid {
         Self { began: Instant::now(), interval }
     }
 
-    /// Ticks at a VM's moments.
-    pub(super) fn every(&self, vm: &VmName) -> Interval {
+    /// Ticks when a VM is to be sampled.
+    pub(super) fn samples(&self, vm: &VmName) -> Interval {
+        self.every(vm, self.interval, SAMPLE_SLOTS)
+    }
+
+    /// Ticks when a VM is to be looked at.
+    pub(super) fn looks(&self, vm: &VmName) -> Interval {
+        self.every(vm, LOOK_PERIOD, LOOK_SLOTS)
+    }
+
+    fn every(&self, vm: &VmName, period: Duration, slots: u32) -> Interval {
         let mut hasher = DefaultHasher::new();
         vm.hash(&mut hasher);
-        let slot = u32::try_from(hasher.finish() % u64::from(SLOTS)).unwrap_or(0);
-        let first = next(self.began.elapsed(), self.interval, slot);
-        let mut timer = interval_at(self.began + first, self.interval);
+        let slot = u32::try_from(hasher.finish() % u64::from(slots)).unwrap_or(0);
+        let first = next(self.began.elapsed(), period, period * slot / slots);
+        let mut timer = interval_at(self.began + first, period);
         // Back to the grid after a long action.
         timer.set_missed_tick_behavior(MissedTickBehavior::Skip);
         timer
     }
 }
 
-/// The next moment of a slot after `now`.
-fn next(now: Duration, interval: Duration, slot: u32) -> Duration {
-    let offset = interval * slot / SLOTS;
-    let past = now.saturating_sub(offset).as_nanos() / interval.as_nanos().max(1);
-    let before = offset + interval.saturating_mul(u32::try_from(past).unwrap_or(u32::MAX));
-    if before > now { before } else { before + interval }
+/// The next moment after `now` that is `offset` after a multiple of `period`.
+fn next(now: Duration, period: Duration, offset: Duration) -> Duration {
+    let past = now.saturating_sub(offset).as_nanos() / period.as_nanos().max(1);
+    let before = offset + period.saturating_mul(u32::try_from(past).unwrap_or(u32::MAX));
+    if before > now { before } else { before + period }
 }
 
+/// Between two looks at what QEMU and its guest have: events only make it look sooner.
+const LOOK_PERIOD: Duration = Duration::from_secs(60);
+const LOOK_SLOTS: u32 = 1024;
 /// With a thousand VMs some sixty are sampled at one moment, which takes below a millisecond.
-const SLOTS: u32 = 16;
+const SAMPLE_SLOTS: u32 = 16;
 
 #[cfg(test)]
 mod tests {
@@ -53,15 +65,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_next_moment_is_on_the_grid_and_within_an_interval(
-            now_ms in 0u64..100_000_000, interval_ms in 100u64..300_000, slot in 0..SLOTS
+        fn the_next_moment_is_on_the_grid_and_within_a_period(
+            now_ms in 0u64..100_000_000, period_ms in 100u64..300_000, slot in 0u32..16
         ) {
-            let (now, interval) = (Duration::from_millis(now_ms), Duration::from_millis(interval_ms));
-            let next = next(now, interval, slot);
-            let offset = interval * slot / SLOTS;
+            let (now, period) = (Duration::from_millis(now_ms), Duration::from_millis(period_ms));
+            let offset = period * slot / 16;
+            let next = next(now, period, offset);
             prop_assert!(next > now || next == offset);
-            prop_assert!(next <= now + interval + offset);
-            prop_assert_eq!(next.saturating_sub(offset).as_nanos() % interval.as_nanos(), 0);
+            prop_assert!(next <= now + period + offset);
+            prop_assert_eq!(next.saturating_sub(offset).as_nanos() % period.as_nanos(), 0);
         }
     }
 }

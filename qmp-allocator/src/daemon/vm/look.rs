@@ -62,11 +62,9 @@ impl VmTask {
 
     /// Back-ends of devices that went while nobody looked would hold their TAPs for ever.
     pub(super) async fn clear_remains(&self, vmm: &QmpVmm) {
-        for id in self.shared.host.tap_devices(&self.config) {
-            // A device that is there is refused; one that never was is none.
-            if let Err(error) = vmm.forget(&id).await {
-                debug!(%error, "back-end kept");
-            }
+        let ids = self.shared.host.tap_devices(&self.config);
+        if let Err(error) = vmm.forget_all(&ids).await {
+            debug!(%error, "back-ends kept");
         }
     }
 
