@@ -120,28 +120,31 @@ impl Host {
         vf.own_mac(self.mac_seed)
     }
 
-    /// Makes a VF ready to be plugged; fails if somebody else uses it.
-    pub(super) async fn prepare(&self, vm: &VmConfig, vf: &VfId) -> Result<(), HostError> {
-        let work = async {
-            match &self.pool(vm)?.kind {
-                PoolKind::Sriov(sriov) => {
-                    let (index, address) = self.sriov_vf(vm, sriov, vf)?;
-                    // Whoever else uses the VF must not notice: nothing is changed before both have looked.
-                    if let Some(group) = self.sysfs.function(address)?.iommu_group
-                        && vfio::is_held(group)
-                    {
-                        return Err(HostError::VfInUse(address, group));
-                    }
-                    self.sysfs.bind_vfio(address, self.prepare_deadline).await?;
-                    let change = self.settings(sriov, vf);
-                    Ok(self.netlink.set_vf(&sriov.pf, index, &change).await?)
-                }
-                PoolKind::Emulated(_) => {
-                    let link = self.netlink.link(vf.as_str()).await?;
-                    // A TAP has a carrier exactly while a process has it open.
-                    if link.carrier { Err(HostError::TapInUse(link.name)) } else { Ok(()) }
+    /// Whether a VF may be prepared for a VM; changes nothing. Whoever else uses the VF must not notice.
+    pub(super) async fn is_free(&self, vm: &VmConfig, vf: &VfId) -> Result<(), HostError> {
+        match &self.pool(vm)?.kind {
+            PoolKind::Sriov(sriov) => {
+                let (_, address) = self.sriov_vf(vm, sriov, vf)?;
+                match self.sysfs.function(address)?.iommu_group {
+                    Some(group) if vfio::is_held(group) => Err(HostError::VfInUse(address, group)),
+                    _ => Ok(()),
                 }
             }
+            PoolKind::Emulated(_) => {
+                let link = self.netlink.link(vf.as_str()).await?;
+                // A TAP has a carrier exactly while a process has it open.
+                if link.carrier { Err(HostError::TapInUse(link.name)) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Makes a VF that is free ready to be plugged. A failure may leave half of it behind.
+    pub(super) async fn prepare(&self, vm: &VmConfig, vf: &VfId) -> Result<(), HostError> {
+        let PoolKind::Sriov(sriov) = &self.pool(vm)?.kind else { return Ok(()) };
+        let work = async {
+            let (index, address) = self.sriov_vf(vm, sriov, vf)?;
+            self.sysfs.bind_vfio(address, self.prepare_deadline).await?;
+            Ok(self.netlink.set_vf(&sriov.pf, index, &self.settings(sriov, vf)).await?)
         };
         let deadline = self.prepare_deadline;
         tokio::time::timeout(deadline, work)

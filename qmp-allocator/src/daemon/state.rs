@@ -24,13 +24,8 @@ pub(super) fn read(file: &Path) -> Option<Saved> {
             return None;
         }
     };
-    match serde_json::from_str::<OnDisk>(&text) {
-        Ok(OnDisk { boot_id: written, mut saved }) => {
-            if written != boot_id() {
-                saved.decided_at_ms = None;
-            }
-            Some(saved)
-        }
+    match Saved::decode(&text, &boot_id()) {
+        Ok(saved) => Some(saved),
         Err(error) => {
             warn!(file = %file.display(), %error, "state file not understood; starting without");
             None
@@ -58,29 +53,22 @@ impl Writer {
 async fn write_newest(file: PathBuf, mut waiting: watch::Receiver<Option<Saved>>) {
     while waiting.changed().await.is_ok() {
         let Some(saved) = waiting.borrow_and_update().clone() else { continue };
-        let content = OnDisk { boot_id: boot_id(), saved };
         let path = file.clone();
         // A slow disk must not keep the daemon from its VMs.
-        let written = tokio::task::spawn_blocking(move || replace(&path, &content)).await;
+        let written =
+            tokio::task::spawn_blocking(move || replace(&path, &saved.encode(&boot_id()))).await;
         if let Ok(Err(error)) = written {
             warn!(file = %file.display(), %error, "state file not written");
         }
     }
 }
 
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
-struct OnDisk {
-    /// Times in it count from this boot.
-    boot_id: String,
-    saved: Saved,
-}
-
-fn replace(file: &Path, content: &OnDisk) -> io::Result<()> {
+fn replace(file: &Path, content: &str) -> io::Result<()> {
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)?;
     }
     let beside = file.with_extension("new");
-    std::fs::write(&beside, serde_json::to_vec_pretty(content)?)?;
+    std::fs::write(&beside, content)?;
     std::fs::rename(&beside, file)
 }
 
@@ -107,7 +95,7 @@ mod tests {
         let file = folder.path().join("sub/state.json");
         assert_eq!(read(&file), None);
         let saved = Saved { round: 7, decided_at_ms: Some(5), ..Saved::default() };
-        replace(&file, &OnDisk { boot_id: boot_id(), saved: saved.clone() }).unwrap();
+        replace(&file, &saved.encode(&boot_id())).unwrap();
         assert_eq!(read(&file), Some(saved));
         std::fs::write(&file, "{\"boot_id\": \"x\", \"sav").unwrap();
         assert_eq!(read(&file), None);
@@ -118,7 +106,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("state.json");
         let saved = Saved { round: 7, decided_at_ms: Some(5), ..Saved::default() };
-        replace(&file, &OnDisk { boot_id: "another".into(), saved }).unwrap();
+        replace(&file, &saved.encode("another")).unwrap();
         assert_eq!(read(&file).unwrap().decided_at_ms, None);
     }
 }

@@ -168,6 +168,7 @@ impl VmTask {
         let mut samples = self.shared.grid.samples(&self.name);
         let mut agent_look = every(AGENT_LOOK);
         let mut looks = self.shared.grid.looks(&self.name);
+        let mut bond_looks = every(BOND_LOOK);
         loop {
             // Orders first: a guest that makes events as fast as it can must not keep its VF by it.
             tokio::select! {
@@ -186,6 +187,10 @@ impl VmTask {
                 _ = looks.tick() => {
                     self.observe(&link.vmm).await;
                     self.check_guest().await;
+                }
+                // Which path its bond uses may have changed without an event.
+                _ = bond_looks.tick(), if self.holds.is_some() && self.guest.is_ready() => {
+                    self.look_at_guest().await;
                 }
                 _ = samples.tick() => self.sample().await,
                 _ = agent_look.tick(), if self.look_due || !self.guest.is_ready() => {
@@ -217,6 +222,7 @@ impl VmTask {
             VmmEvent::Reset => {
                 info!("the guest was reset");
                 self.look_due = true;
+                self.send(Event::Reset(self.name.clone())).await;
             }
             VmmEvent::AgentPort { open, .. } => {
                 debug!(open, "a virtio-serial port was opened or closed");
@@ -279,3 +285,5 @@ fn every(period: Duration) -> Interval {
 
 /// Between two looks at a guest whose agent is not ready.
 const AGENT_LOOK: Duration = Duration::from_secs(1);
+/// Pause between two looks at the bond of a guest that has a VF.
+const BOND_LOOK: Duration = Duration::from_secs(10);

@@ -2,12 +2,14 @@
 //!
 //! The daemon feeds it what its adapters saw and carries out what it answers; a simulator can do the
 //! same with a made-up world. The engine believes only what is observed: it adopts devices it finds
-//! in a QEMU, and drops holds that it finds gone. After every event it reconciles each pool anew.
+//! in a QEMU, and drops holds that it finds gone. After every event it reconciles each pool in which
+//! something has changed that matters ([`index`]).
 //!
 //! Left out on purpose: how an action is carried out, how long a single one may take (its report
 //! always comes), and everything that is read from files.
 
 mod event;
+mod index;
 mod saved;
 mod seen;
 mod vm;
@@ -23,6 +25,7 @@ use super::reconcile::{Desired, PoolView, Step, reconcile};
 use super::switch::{Direction, Input, Outcome, Phase, Record, Tenure};
 use super::vf::VfId;
 pub use event::{Command, Event, Settings, SwitchEnd};
+use index::{Index, Seats};
 pub use saved::Saved;
 pub use seen::{AgentView, Held, VmSpec};
 pub(super) use vm::Backoff;
@@ -43,7 +46,9 @@ pub struct Engine {
     /// Of VMs that have not been seen again since the restart.
     turns_before: BTreeMap<VmName, u64>,
     began: Duration,
+    looked: bool,
     next_round: Duration,
+    index: Index,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +57,12 @@ pub(super) struct Pool {
     pub(super) desired: Desired,
     pub(super) problem: Option<String>,
     last_served: Option<VmName>,
+    /// By an earlier daemon's ranking, until this one has decided.
+    places_before: BTreeMap<VmName, usize>,
+    seats: Seats,
+    /// Something has changed that planning depends on.
+    dirty: bool,
+    planned_at: Duration,
 }
 
 impl Engine {
@@ -68,7 +79,9 @@ impl Engine {
             ended: 0,
             turns_before: saved.turns,
             began: now,
+            looked: false,
             next_round,
+            index: Index::default(),
             settings,
         }
     }
@@ -76,8 +89,27 @@ impl Engine {
     /// Takes an event and answers what to do.
     pub fn on(&mut self, now: Duration, event: Event) -> Vec<Command> {
         let mut out = Vec::new();
+        let touched = event.vm().cloned();
+        self.take_in(now, event, &mut out);
+        if let Some(vm) = touched {
+            self.settle(now, &vm, &mut out);
+        }
+        self.on_time(now, &mut out);
+        self.plan(now, &mut out);
+        out
+    }
+
+    /// The next moment at which it wants a [`Event::Tick`].
+    pub fn wake_at(&self, now: Duration) -> Duration {
+        let resting = self.pools.values().flat_map(|pool| pool.vfs.values().map(|vf| vf.until));
+        let first_look = self.began + self.settings.first_look;
+        let pauses = resting.chain([first_look]).filter(|until| *until > now);
+        pauses.chain(self.index.next_wake()).fold(self.next_round, Duration::min)
+    }
+
+    fn take_in(&mut self, now: Duration, event: Event, out: &mut Vec<Command>) {
         match event {
-            Event::Tick => self.on_tick(now, &mut out),
+            Event::Tick => {}
             Event::Registered { vm, spec } => self.on_registered(vm, spec),
             Event::Unregistered(vm) => {
                 if let Some(vm) = self.vms.get_mut(&vm) {
@@ -85,61 +117,59 @@ impl Engine {
                 }
             }
             Event::Observed { vm, held, free_port } => {
-                self.on_observed(now, &vm, held, free_port, &mut out)
+                self.on_observed(now, &vm, held, free_port, out)
             }
-            Event::Lost { vm, exited, reason } => self.on_lost(now, &vm, exited, reason, &mut out),
-            Event::Agent { vm, view } => {
-                if let Some(vm) = self.vms.get_mut(&vm) {
-                    vm.agent = view;
-                }
-            }
+            Event::Lost { vm, exited, reason } => self.on_lost(now, &vm, exited, reason, out),
+            Event::Agent { vm, view } => self.on_agent(now, &vm, view, out),
+            Event::Reset(vm) => self.on_reset(now, &vm, out),
             Event::Sampled { vm, sample } => {
                 if let Some(vm) = self.vms.get_mut(&vm) {
                     vm.meter.on_sample(sample);
                 }
             }
             Event::Pool { pool, vfs, problem } => self.on_pool(&pool, vfs, problem),
-            Event::Done { vm, report } => self.tell_tenure(now, &vm, Input::Done(report), &mut out),
+            Event::Done { vm, report } => self.tell_tenure(now, &vm, Input::Done(report), out),
             Event::Deleted { vm, vf } => {
                 if self.holds(&vm, &vf) {
-                    self.tell_tenure(now, &vm, Input::Deleted, &mut out);
+                    self.tell_tenure(now, &vm, Input::Deleted, out);
                 }
             }
         }
-        self.reconcile(now, &mut out);
-        self.forget_the_gone(&mut out);
-        out
     }
 
-    /// The next moment at which it wants a [`Event::Tick`].
-    pub fn wake_at(&self, now: Duration) -> Duration {
-        let tenures = self.vms.values().filter_map(|vm| vm.hold.as_ref()?.1.wake_at());
-        let backoffs = self.vms.values().map(|vm| vm.backoff.until);
-        let resting = self.pools.values().flat_map(|pool| pool.vfs.values().map(|vf| vf.until));
-        let first_look = self.began + self.settings.first_look;
-        let pauses = backoffs.chain(resting).chain([first_look]).filter(|until| *until > now);
-        tenures.chain(pauses).fold(self.next_round, Duration::min)
-    }
-
-    /// Ends the round: rates, ranking, and who is to have a VF in the next one.
-    fn on_tick(&mut self, now: Duration, out: &mut Vec<Command>) {
-        let due: Vec<VmName> = self
-            .vms
-            .iter()
-            .filter(|(_, vm)| {
-                vm.hold.as_ref().and_then(|hold| hold.1.wake_at()).is_some_and(|at| at <= now)
-            })
-            .map(|(name, _)| name.clone())
-            .collect();
-        for vm in due {
+    /// What is due by the clock is done at every event: a flood of them delays nothing.
+    fn on_time(&mut self, now: Duration, out: &mut Vec<Command>) {
+        for vm in self.index.due(now) {
             self.tell_tenure(now, &vm, Input::Tick, out);
+            self.settle(now, &vm, out);
         }
+        let looked = self.first_look_is_over(now);
+        for pool in self.pools.values_mut() {
+            // Whoever rested until now may be chosen.
+            let rested = pool.vfs.values().any(|vf| vf.until > pool.planned_at && vf.until <= now);
+            pool.dirty |= rested || looked != self.looked;
+        }
+        self.looked = looked;
         if now >= self.next_round {
             self.decide(now);
             out.push(Command::Save(self.saved(now)));
         }
     }
 
+    /// After something has happened to a VM: the indices follow, and who is gone is forgotten.
+    fn settle(&mut self, now: Duration, name: &VmName, out: &mut Vec<Command>) {
+        let Some(vm) = self.vms.get(name) else { return };
+        // One that was not looked at yet may have a VF.
+        if vm.unregistered && vm.hold.is_none() && vm.qemu != Qemu::Unseen {
+            self.unfile(name);
+            self.vms.remove(name);
+            out.push(Command::Forget(name.clone()));
+        } else {
+            self.touch(now, name);
+        }
+    }
+
+    /// Ends the round: rates, ranking, and who is to have a VF in the next one.
     fn decide(&mut self, now: Duration) {
         self.round += 1;
         self.next_round = now + self.settings.interval;
@@ -151,42 +181,50 @@ impl Engine {
         }
         let names: Vec<String> = self.pools.keys().cloned().collect();
         for name in names {
-            let candidates: Vec<Candidate> = self
-                .members(&name)
-                .filter(|(_, vm)| !vm.unregistered && vm.may_be_ranked())
-                .map(|(vm, it)| Candidate {
-                    vm: vm.clone(),
-                    rate_pps: it.last_interval.map(|(_, rate)| rate.pps),
-                    holds_vf: it.hold.is_some(),
-                    pin: it.spec.pin,
-                })
-                .collect();
-            let usable = self.usable(now, &name);
-            let strategy = self.settings.strategy;
-            if let Some(pool) = self.pools.get_mut(&name) {
-                let ranking = policy::rank(strategy, &candidates, usable, &mut pool.last_served);
-                pool.desired = Desired { winners: usable.min(ranking.len()), ranking };
-            }
+            self.rank(now, &name);
         }
     }
 
-    fn reconcile(&mut self, now: Duration, out: &mut Vec<Command>) {
-        if !self.first_look_is_over(now) {
+    fn rank(&mut self, now: Duration, name: &str) {
+        let candidates: Vec<Candidate> = self
+            .members(name)
+            .filter(|(_, vm)| !vm.unregistered && vm.may_be_ranked())
+            .map(|(vm, it)| Candidate {
+                vm: vm.clone(),
+                rate_pps: it.last_interval.map(|(_, rate)| rate.pps),
+                holds_vf: it.hold.is_some(),
+                pin: it.spec.pin,
+            })
+            .collect();
+        let usable = self.usable(now, name);
+        let strategy = self.settings.strategy;
+        let Some(pool) = self.pools.get_mut(name) else { return };
+        let ranking = policy::rank(strategy, &candidates, usable, &mut pool.last_served);
+        pool.desired = Desired { winners: usable.min(ranking.len()), ranking };
+        pool.places_before.clear();
+        self.seat_anew(name);
+    }
+
+    fn plan(&mut self, now: Duration, out: &mut Vec<Command>) {
+        if !self.looked {
             return;
         }
-        let names: Vec<String> = self.pools.keys().cloned().collect();
-        for name in names {
+        // Each turn begins a switch, which the budget bounds, or leaves its pool clean.
+        while let Some((name, pool)) = self.pools.iter_mut().find(|(_, pool)| pool.dirty) {
+            (pool.dirty, pool.planned_at) = (false, now);
+            let name = name.clone();
             let seen = self.pool_view(now, &name);
-            let Some(pool) = self.pools.get(&name) else {
-                continue;
-            };
+            let Some(pool) = self.pools.get(&name) else { return };
             for step in reconcile(&seen, &pool.desired) {
+                let (Step::Give { vm, .. } | Step::Take { vm, .. }) = &step;
+                let vm = vm.clone();
                 match step {
-                    Step::Give { vm, vf, reason } => self.give(now, &vm, vf, reason, out),
-                    Step::Take { vm, reason } => {
+                    Step::Give { vf, reason, .. } => self.give(now, &vm, vf, reason, out),
+                    Step::Take { reason, .. } => {
                         self.tell_tenure(now, &vm, Input::Take { reason }, out)
                     }
                 }
+                self.settle(now, &vm, out);
             }
         }
     }
@@ -256,7 +294,7 @@ impl Engine {
             }
             Outcome::Undone(reason) => {
                 let reached = |step| record.steps_ms.iter().any(|(name, _)| *name == step);
-                if reached("plug") {
+                if reached("plug") || reached("join") {
                     vm.backoff.fail(now, reason);
                 }
                 if !reached("join")
@@ -269,16 +307,6 @@ impl Engine {
         }
     }
 
-    fn forget_the_gone(&mut self, out: &mut Vec<Command>) {
-        self.vms.retain(|name, vm| {
-            let gone = vm.unregistered && vm.hold.is_none();
-            if gone {
-                out.push(Command::Forget(name.clone()));
-            }
-            !gone
-        });
-    }
-
     pub(super) fn next_round_in(&self, now: Duration) -> Duration {
         self.next_round.saturating_sub(now)
     }
@@ -287,14 +315,33 @@ impl Engine {
         self.vms.iter().filter(move |(_, vm)| vm.spec.pool == pool)
     }
 
-    fn pool_view(&self, now: Duration, pool: &str) -> PoolView {
-        let moving = self.vms.values().filter(|vm| vm.is_moving()).count();
-        PoolView {
-            vms: self.members(pool).map(|(name, vm)| vm.view(now, name)).collect(),
-            free: self.free(now, pool),
-            usable: self.usable(now, pool),
-            budget: self.settings.max_concurrent_switches.saturating_sub(moving),
-        }
+    fn pool_view(&self, now: Duration, name: &str) -> PoolView {
+        let free = self.free(now, name);
+        let usable = self.usable_with(&free, name);
+        let budget = self.settings.max_concurrent_switches.saturating_sub(self.index.moving());
+        let mut view = PoolView {
+            holders: Vec::new(),
+            takers: Vec::new(),
+            all: 0,
+            staying: 0,
+            usable,
+            budget,
+            free,
+        };
+        let Some(pool) = self.pools.get(name) else { return view };
+        let seats = &pool.seats;
+        view.holders = self.holders(pool).filter_map(|(name, vm)| vm.holder(name)).collect();
+        let ranked = seats.ranked.iter().filter_map(|place| pool.desired.ranking.get(*place));
+        let takers = ranked.map(|ranked| &ranked.vm).chain(&seats.newcomers);
+        let takers = takers.filter_map(|name| self.vms.get_key_value(name));
+        let most = usable + view.free.len();
+        view.takers = takers.take(most).map(|(name, vm)| vm.taker(name)).collect();
+        (view.all, view.staying) = (seats.all, seats.all - seats.leaving);
+        view
+    }
+
+    fn holders<'a>(&'a self, pool: &'a Pool) -> impl Iterator<Item = (&'a VmName, &'a Vm)> {
+        pool.seats.holders.iter().filter_map(|name| self.vms.get_key_value(name))
     }
 
     /// Those that failed least come first: a VM that tries again tries another one.
@@ -307,25 +354,27 @@ impl Engine {
     }
 
     fn usable(&self, now: Duration, pool: &str) -> usize {
-        let quarantined =
-            |vm: &Vm| vm.phase().is_some_and(|phase| matches!(phase, Phase::Quarantined(_)));
-        let held =
-            self.members(pool).filter(|(_, vm)| vm.hold.is_some() && !quarantined(vm)).count();
-        self.free(now, pool).len() + held
+        self.usable_with(&self.free(now, pool), pool)
     }
 
-    pub(super) fn holder(&self, vf: &VfId) -> Option<(&VmName, &Vm)> {
-        self.vms.iter().find(|(_, vm)| vm.hold.as_ref().is_some_and(|(held, _)| held.vf == *vf))
+    fn usable_with(&self, free: &[VfId], pool: &str) -> usize {
+        let holders = self.pools.get(pool).into_iter().flat_map(|pool| self.holders(pool));
+        free.len() + holders.filter(|(_, vm)| vm.has_usable_vf()).count()
+    }
+
+    pub(super) fn holder(&self, vf: &VfId) -> Option<&VmName> {
+        self.index.holder(vf)
     }
 
     fn holds(&self, vm: &VmName, vf: &VfId) -> bool {
-        self.holder(vf).is_some_and(|(holder, _)| holder == vm)
+        let hold = self.vms.get(vm).and_then(|vm| vm.hold.as_ref());
+        hold.is_some_and(|(held, _)| held.vf == *vf)
     }
 
     /// Until every VM found at start was looked at once, a VF that looks free may be in one of them.
     fn first_look_is_over(&self, now: Duration) -> bool {
         now >= self.began + self.settings.first_look
-            || (!self.vms.is_empty() && self.vms.values().all(|vm| vm.qemu != Qemu::Unseen))
+            || (!self.vms.is_empty() && self.index.unseen() == 0)
     }
 }
 

@@ -7,6 +7,8 @@
 mod activity;
 mod fair;
 
+use std::fmt;
+
 use flexvf_protocol::VmName;
 use serde::{Deserialize, Serialize};
 
@@ -55,12 +57,55 @@ pub struct Candidate {
 }
 
 /// A ranked VM, and why it stands where it does.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ranked {
     /// Its name.
     pub vm: VmName,
-    /// In words, with the figures that decided.
-    pub reason: String,
+    /// With the figures that decided.
+    pub reason: Reason,
+}
+
+/// Why a VM stands where it does. Put into words only for who reads them: a ranking has thousands.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// The operator's word.
+    PinnedToVf,
+    /// There is a VF for everyone.
+    AllHaveOne {
+        /// VMs.
+        vms: usize,
+        /// VFs.
+        vfs: usize,
+    },
+    /// By its packet rate.
+    Rate {
+        /// From 1.
+        place: usize,
+        /// Of how many.
+        of: usize,
+        /// None for a VM too new to have one.
+        pps: Option<f64>,
+    },
+    /// In its turn, after so many rounds.
+    Turn(usize),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PinnedToVf => f.write_str("pinned to a VF"),
+            Self::AllHaveOne { vms, vfs } => write!(f, "{vms} VMs, {vfs} VFs: all have one"),
+            Self::Rate { place, of, pps: Some(pps) } => {
+                write!(f, "rank {place} of {of} at {pps:.0} packets/s")
+            }
+            Self::Rate { place, of, pps: None } => {
+                write!(f, "rank {place} of {of}: not measured yet")
+            }
+            Self::Turn(0) => f.write_str("its turn"),
+            Self::Turn(rounds) => write!(f, "its turn comes in {rounds} rounds"),
+        }
+    }
 }
 
 /// Ranks the VMs of a pool that has `vfs` VFs, best first; VMs pinned to PV are left out.
@@ -75,13 +120,13 @@ pub fn rank(
 ) -> Vec<Ranked> {
     let by_pin = |pin| candidates.iter().filter(move |candidate| candidate.pin == pin);
     let mut ranking: Vec<Ranked> = by_pin(Some(Pin::Vf))
-        .map(|candidate| Ranked { vm: candidate.vm.clone(), reason: "pinned to a VF".into() })
+        .map(|candidate| Ranked { vm: candidate.vm.clone(), reason: Reason::PinnedToVf })
         .collect();
     let open: Vec<&Candidate> = by_pin(None).collect();
     let left = vfs.saturating_sub(ranking.len());
     if open.len() <= left {
-        let reason = format!("{} VMs, {vfs} VFs: all have one", ranking.len() + open.len());
-        ranking.extend(open.iter().map(|c| Ranked { vm: c.vm.clone(), reason: reason.clone() }));
+        let reason = Reason::AllHaveOne { vms: ranking.len() + open.len(), vfs };
+        ranking.extend(open.iter().map(|c| Ranked { vm: c.vm.clone(), reason }));
         return ranking;
     }
     ranking.extend(match strategy {
@@ -122,7 +167,7 @@ mod tests {
         for strategy in [Strategy::Fair, Strategy::Activity] {
             let ranking = rank(strategy, &vms, 2, &mut None);
             assert_eq!(ranking.len(), 2);
-            assert!(ranking[0].reason.contains("all have one"), "{}", ranking[0].reason);
+            assert_eq!(ranking[0].reason.to_string(), "2 VMs, 2 VFs: all have one");
         }
     }
 

@@ -124,7 +124,7 @@ impl Engine {
         let pool = self.pools.get(name);
         let vfs = pool.into_iter().flat_map(|pool| pool.vfs.iter());
         let status = |(vf, rest): (&VfId, &super::engine::Backoff)| {
-            let held = self.holder(vf);
+            let held = self.holder(vf).and_then(|name| self.vms.get_key_value(name));
             let (state, reason) = match held.and_then(|(_, vm)| vm.phase()) {
                 Some(Phase::OnVf) => ("held", None),
                 Some(Phase::Quarantined(reason)) => ("quarantined", Some(reason)),
@@ -151,13 +151,11 @@ impl Engine {
             _ if vm.is_up() => "pv",
             _ => "down",
         };
-        let ranked = self.pools.get(&vm.spec.pool).and_then(|pool| {
-            pool.desired
-                .ranking
-                .iter()
-                .find(|ranked| ranked.vm == *name)
-                .map(|ranked| ranked.reason.clone())
-        });
+        let ranked = self
+            .pools
+            .get(&vm.spec.pool)
+            .and_then(|pool| vm.place.and_then(|place| pool.desired.ranking.get(place)));
+        let ranked = ranked.map(|ranked| ranked.reason.to_string());
         let unready = vm.hold.is_none().then(|| vm.unready(now)).flatten();
         Some(VmStatus {
             vm: name.clone(),

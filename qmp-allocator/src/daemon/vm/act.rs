@@ -25,10 +25,15 @@ impl VmTask {
         let vf_mac = host.own_mac(vf);
         match action {
             Action::Prepare => {
+                if let Err(error) = host.is_free(&config, vf).await {
+                    return Report::Refused(error.to_string());
+                }
                 self.tenure += 1;
                 self.holds = Some(vf.clone());
                 self.guest.begin_switch();
-                refused(host.prepare(&config, vf).await)
+                host.prepare(&config, vf)
+                    .await
+                    .map_or_else(|error| Report::Unknown(error.to_string()), |()| Report::Ok)
             }
             Action::Plug => match (vmm, host.backend(&config, vf)) {
                 (Some(vmm), Ok(backend)) => {
@@ -86,7 +91,10 @@ impl VmTask {
         if let (Some(vmm), Some(id)) = (vmm, self.device_id(vf))
             && let Err(error) = vmm.forget(&id).await
         {
-            return Report::Unknown(error.to_string());
+            return match error {
+                VmmError::AlreadyThere(_) => Report::DevicePresent(true),
+                error => Report::Unknown(error.to_string()),
+            };
         }
         if let Err(error) = self.shared.host.forward(&self.config, Some(vf), TO_PV).await {
             // The VM's own port may be gone with its QEMU; the VF's restoration does not hang on it.

@@ -52,7 +52,7 @@ impl Guest {
                 AgentView::Silent(error.to_string())
             }
         };
-        self.ready = view == AgentView::Ready;
+        self.ready = matches!(view, AgentView::Ready { .. });
         view
     }
 
@@ -172,7 +172,7 @@ fn bond_of(status: &AgentStatus, mac: MacAddr) -> AgentView {
         (Some(_), Some(bond_mac)) if bond_mac != mac => {
             AgentView::NoBond(format!("the bond has {bond_mac}, the VM's file says mac = {mac}"))
         }
-        (Some(_), _) => AgentView::Ready,
+        (Some(_), _) => AgentView::Ready { active: status.active },
     }
 }
 

@@ -66,6 +66,8 @@ pub enum Event {
         /// What is known of it.
         view: AgentView,
     },
+    /// A VM's guest was reset: its agent and bond begin anew.
+    Reset(VmName),
     /// A VM's counters were read.
     Sampled {
         /// Which.
@@ -96,6 +98,24 @@ pub enum Event {
         /// Which.
         vf: VfId,
     },
+}
+
+impl Event {
+    /// Whom it is about, if it is a VM.
+    pub(super) const fn vm(&self) -> Option<&VmName> {
+        match self {
+            Self::Tick | Self::Pool { .. } => None,
+            Self::Unregistered(vm)
+            | Self::Reset(vm)
+            | Self::Registered { vm, .. }
+            | Self::Observed { vm, .. }
+            | Self::Lost { vm, .. }
+            | Self::Agent { vm, .. }
+            | Self::Sampled { vm, .. }
+            | Self::Done { vm, .. }
+            | Self::Deleted { vm, .. } => Some(vm),
+        }
+    }
 }
 
 /// Something to be done.

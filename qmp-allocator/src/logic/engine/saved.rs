@@ -12,7 +12,7 @@ use super::{Desired, Engine, Pool};
 use crate::logic::policy::Ranked;
 
 /// The state file's content.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Saved {
     /// Rounds decided so far.
@@ -26,7 +26,7 @@ pub struct Saved {
 }
 
 /// A pool's last decision.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SavedPool {
     /// Where the fair strategy stands.
@@ -37,7 +37,34 @@ pub struct SavedPool {
     pub winners: usize,
 }
 
+/// The file itself.
+#[derive(Debug, Serialize, Deserialize)]
+struct OnDisk<S> {
+    /// Times in it count from this boot of the host.
+    boot_id: String,
+    saved: S,
+}
+
 impl Saved {
+    /// The state file's text, written in this boot of the host.
+    pub fn encode(&self, boot_id: &str) -> String {
+        let content = OnDisk { boot_id: boot_id.to_owned(), saved: self };
+        // Maps with names for keys, numbers and texts always have a JSON form.
+        serde_json::to_string_pretty(&content).unwrap_or_default()
+    }
+
+    /// What a state file says that is read in this boot of the host.
+    ///
+    /// # Errors
+    /// The text is none, or was torn.
+    pub fn decode(text: &str, boot_id: &str) -> Result<Self, serde_json::Error> {
+        let OnDisk::<Self> { boot_id: written, mut saved } = serde_json::from_str(text)?;
+        if written != boot_id {
+            saved.decided_at_ms = None;
+        }
+        Ok(saved)
+    }
+
     /// The interval that was running goes on, if the host has not booted since.
     pub(super) fn next_round(&self, now: Duration, interval: Duration) -> Duration {
         let decided = self.decided_at_ms.map(Duration::from_millis).filter(|at| *at <= now);
@@ -47,7 +74,9 @@ impl Saved {
     pub(super) fn pool(&self, name: &str) -> Pool {
         let saved = self.pools.get(name).cloned().unwrap_or_default();
         let desired = Desired { ranking: saved.ranking, winners: saved.winners };
-        Pool { desired, last_served: saved.last_served, ..Pool::default() }
+        let places = desired.ranking.iter().enumerate();
+        let places_before = places.map(|(place, ranked)| (ranked.vm.clone(), place)).collect();
+        Pool { desired, last_served: saved.last_served, places_before, ..Pool::default() }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use flexvf_protocol::VmName;
+use flexvf_protocol::agent::Path;
 
 use super::{Backoff, Command, Engine, Input, Pin, Qemu, RateMeter, Tenure, VfId, Vm};
 
@@ -31,7 +32,10 @@ pub enum AgentView {
     #[default]
     Unseen,
     /// Ours, with a bond: the VM can switch.
-    Ready,
+    Ready {
+        /// The bond's active path, if it is one of the two.
+        active: Option<Path>,
+    },
     /// Ours, without a bond: it says why.
     NoBond(String),
     /// qemu-ga, or another agent without FlexVF's commands.
@@ -44,7 +48,7 @@ impl AgentView {
     /// The word for it in `flexvf status`.
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::Ready | Self::NoBond(_) => "flexvf",
+            Self::Ready { .. } | Self::NoBond(_) => "flexvf",
             Self::Stock => "stock",
             Self::Unseen | Self::Silent(_) => "none",
         }
@@ -53,7 +57,7 @@ impl AgentView {
     /// Why a VM with this agent cannot switch.
     pub(super) fn unready(&self) -> Option<String> {
         match self {
-            Self::Ready => None,
+            Self::Ready { .. } => None,
             Self::Unseen => Some("agent not heard yet".into()),
             Self::NoBond(why) => Some(format!("no bond in the guest: {why}")),
             Self::Stock => Some(
@@ -67,7 +71,9 @@ impl AgentView {
 impl Engine {
     pub(super) fn on_registered(&mut self, name: VmName, spec: VmSpec) {
         let link_mbps = self.settings.link_mbps;
+        self.unfile(&name);
         let turns = self.turns_before.remove(&name).unwrap_or(0);
+        let place = self.saved_place(&name, &spec);
         let vm = self.vms.entry(name).or_insert_with(|| Vm {
             spec: spec.clone(),
             qemu: Qemu::Unseen,
@@ -78,6 +84,8 @@ impl Engine {
             turns,
             backoff: Backoff::default(),
             unregistered: false,
+            place,
+            filed: None,
         });
         vm.spec = spec;
         vm.unregistered = false;
@@ -143,6 +151,41 @@ impl Engine {
             .map(|vf| known.remove_entry(&vf).unwrap_or_else(|| (vf, Backoff::default())))
             .collect();
         pool.problem = problem;
+        pool.dirty = true;
+    }
+
+    /// The agent was looked at; what it says of the bond is told to the switch.
+    pub(super) fn on_agent(
+        &mut self,
+        now: Duration,
+        name: &VmName,
+        view: AgentView,
+        out: &mut Vec<Command>,
+    ) {
+        let Some(vm) = self.vms.get_mut(name) else {
+            return;
+        };
+        let ready = if let AgentView::Ready { active } = view { Some(active) } else { None };
+        vm.agent = view;
+        if let Some(active) = ready {
+            self.tell_tenure(now, name, Input::Uses(active), out);
+        }
+    }
+
+    /// The guest begins anew, without agent and bond.
+    pub(super) fn on_reset(&mut self, now: Duration, name: &VmName, out: &mut Vec<Command>) {
+        if let Some(vm) = self.vms.get_mut(name) {
+            vm.agent = AgentView::Unseen;
+            self.tell_tenure(now, name, Input::Reset, out);
+        }
+    }
+
+    /// Where the ranking of an earlier daemon has a VM that is seen for the first time.
+    fn saved_place(&self, name: &VmName, spec: &VmSpec) -> Option<usize> {
+        if self.vms.contains_key(name) {
+            return None;
+        }
+        self.pools.get(&spec.pool)?.places_before.get(name).copied()
     }
 
     /// By the last decision; without one, whoever has a VF may keep it.
@@ -150,10 +193,7 @@ impl Engine {
         let Some(vm) = self.vms.get(name) else {
             return false;
         };
-        let Some(pool) = self.pools.get(&vm.spec.pool) else {
-            return false;
-        };
-        let winners = pool.desired.ranking.iter().take(pool.desired.winners);
-        self.round == 0 || winners.into_iter().any(|ranked| ranked.vm == *name)
+        let winners = self.pools.get(&vm.spec.pool).map_or(0, |pool| pool.desired.winners);
+        self.round == 0 || vm.place.is_some_and(|place| place < winners)
     }
 }

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use flexvf_protocol::VmName;
 
+use super::index::Card;
 use super::{AgentView, Held, VmSpec};
 use crate::logic::policy::Pin;
 use crate::logic::rate::{Rate, RateMeter};
-use crate::logic::reconcile::{Hold, VmView};
+use crate::logic::reconcile::{Hold, Holder, Taker};
 use crate::logic::switch::{Phase, Tenure};
 
 /// First pause after a failed switch; doubled by each further one.
@@ -26,6 +27,10 @@ pub(in crate::logic) struct Vm {
     pub(in crate::logic) turns: u64,
     pub(in crate::logic) backoff: Backoff,
     pub(super) unregistered: bool,
+    /// In the last ranking, from 0.
+    pub(in crate::logic) place: Option<usize>,
+    /// What the indices have of it.
+    pub(super) filed: Option<Card>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,19 +84,40 @@ impl Vm {
         self.hold.is_some() || (self.is_up() && self.agent.unready().is_none())
     }
 
-    pub(super) fn view(&self, now: Duration, name: &VmName) -> VmView {
-        let hold = match self.phase() {
-            None => Hold::Pv { ready: self.unready(now).is_none() },
+    /// How it has its VF, if it has one.
+    pub(super) fn hold_kind(&self) -> Hold {
+        match self.phase() {
             Some(Phase::OnVf) => Hold::Vf,
-            Some(Phase::ToVf | Phase::Quarantined(_)) => Hold::Arriving,
-            Some(Phase::ToPv | Phase::Ended) => Hold::Leaving,
-        };
-        let must_leave = if self.unregistered {
-            Some("its registration is gone".to_owned())
-        } else {
-            (self.spec.pin == Some(Pin::Pv)).then(|| "pinned to PV".to_owned())
-        };
-        VmView { vm: name.clone(), hold, must_leave }
+            Some(Phase::ToVf) => Hold::Arriving,
+            Some(Phase::Quarantined(_)) => Hold::Stuck,
+            Some(Phase::ToPv | Phase::Ended) | None => Hold::Leaving,
+        }
+    }
+
+    /// Why it must not keep a VF, if it must not.
+    pub(super) fn must_leave(&self) -> Option<&'static str> {
+        if self.unregistered {
+            return Some("its registration is gone");
+        }
+        (self.spec.pin == Some(Pin::Pv)).then_some("pinned to PV")
+    }
+
+    /// It has a VF that its pool can count on.
+    pub(super) fn has_usable_vf(&self) -> bool {
+        self.hold.is_some() && self.hold_kind() != Hold::Stuck
+    }
+
+    pub(super) fn holder(&self, name: &VmName) -> Option<Holder> {
+        self.hold.as_ref().map(|_| Holder {
+            vm: name.clone(),
+            place: self.place,
+            hold: self.hold_kind(),
+            must_leave: self.must_leave().map(str::to_owned),
+        })
+    }
+
+    pub(super) fn taker(&self, name: &VmName) -> Taker {
+        Taker { vm: name.clone(), place: self.place }
     }
 }
 

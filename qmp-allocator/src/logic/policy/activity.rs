@@ -5,18 +5,14 @@
 
 use std::cmp::Ordering;
 
-use super::{Candidate, Ranked};
+use super::{Candidate, Ranked, Reason};
 
 pub(super) fn rank(open: &[&Candidate]) -> Vec<Ranked> {
     let mut order = open.to_vec();
     order.sort_by(|a, b| better_first(a, b));
     let count = order.len();
     let ranked = |(index, candidate): (usize, &&Candidate)| {
-        let place = index + 1;
-        let reason = match candidate.rate_pps {
-            Some(pps) => format!("rank {place} of {count} at {pps:.0} packets/s"),
-            None => format!("rank {place} of {count}: not measured yet"),
-        };
+        let reason = Reason::Rate { place: index + 1, of: count, pps: candidate.rate_pps };
         Ranked { vm: candidate.vm.clone(), reason }
     };
     order.iter().enumerate().map(ranked).collect()

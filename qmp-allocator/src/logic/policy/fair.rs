@@ -6,7 +6,7 @@
 
 use flexvf_protocol::VmName;
 
-use super::{Candidate, Ranked};
+use super::{Candidate, Ranked, Reason};
 
 pub(super) fn rank(
     open: &[&Candidate],
@@ -19,11 +19,8 @@ pub(super) fn rank(
     let count = ring.len().max(1);
     ring.rotate_left(behind % count);
     let ranked = |(index, vm): (usize, &&VmName)| {
-        let reason = match index.checked_sub(vfs) {
-            None => "its turn".to_owned(),
-            Some(ahead) => format!("its turn comes in {} rounds", ahead / vfs.max(1) + 1),
-        };
-        Ranked { vm: (*vm).clone(), reason }
+        let rounds = index.checked_sub(vfs).map_or(0, |ahead| ahead / vfs.max(1) + 1);
+        Ranked { vm: (*vm).clone(), reason: Reason::Turn(rounds) }
     };
     let ranking: Vec<Ranked> = ring.iter().enumerate().map(ranked).collect();
     if let Some(last) = ranking.get(vfs.wrapping_sub(1)) {

@@ -41,9 +41,10 @@ pub enum Report {
     Ok,
     /// The answer to [`Action::Join`].
     Vf(VfState),
-    /// The answer to [`Action::Look`], and to an unplug of what is not there.
+    /// The answer to [`Action::Look`], to an unplug of what is not there, and to a
+    /// [`Action::Sanitise`] that found the device in QEMU and did nothing.
     DevicePresent(bool),
-    /// It certainly did not happen.
+    /// It certainly did not happen, and nothing was changed.
     Refused(String),
     /// No answer in time: it may have happened, or may still.
     Unknown(String),
@@ -54,6 +55,10 @@ pub enum Report {
 pub enum Input {
     /// The action that was under way has ended.
     Done(Report),
+    /// The guest was reset.
+    Reset,
+    /// The guest's agent says which path its bond uses, if one of the two.
+    Uses(Option<Path>),
     /// QEMU said DEVICE_DELETED.
     Deleted,
     /// QEMU has ended: the kernel has closed the device.

@@ -17,7 +17,19 @@ pub(super) enum State {
     Overlapping(Path),
     Activating(Path),
     Forwarding(Path),
-    OnVf,
+    OnVf {
+        /// From then on the agent's word counts that the bond is not on the VF.
+        heed_from: Duration,
+    },
+    /// The guest may be on either path, and the host is to forward to both.
+    Parting(After),
+    /// The host forwards to both paths until the guest's agent answers.
+    Parted,
+    /// The host cannot send the guest's frames to PV: it stays on the VF.
+    Kept {
+        reason: String,
+        retry_at: Duration,
+    },
     Draining {
         until: Duration,
     },
@@ -38,6 +50,15 @@ pub(super) enum State {
     Ended,
 }
 
+/// What follows [`State::Parting`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum After {
+    /// The agent is there.
+    Join,
+    /// The guest boots.
+    Wait,
+}
+
 impl State {
     /// The step's name in records; a state without one costs no time worth telling.
     pub(super) const fn step_name(&self) -> Option<&'static str> {
@@ -52,9 +73,13 @@ impl State {
             Self::Releasing => "release",
             Self::Unplugging { .. } => "unplug",
             Self::Sanitising => "sanitise",
-            Self::OnVf | Self::Quarantined { .. } | Self::SanitiseFailed { .. } | Self::Ended => {
-                return None;
-            }
+            Self::Parting(_) => "part",
+            Self::OnVf { .. }
+            | Self::Parted
+            | Self::Kept { .. }
+            | Self::Quarantined { .. }
+            | Self::SanitiseFailed { .. }
+            | Self::Ended => return None,
         })
     }
 }

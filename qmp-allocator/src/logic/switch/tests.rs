@@ -1,5 +1,7 @@
 //! The switch, step by step, and against every order of events that a seeded world can bring.
 
+use flexvf_protocol::agent::VfState;
+
 use super::*;
 use proptest::prelude::*;
 
@@ -126,15 +128,69 @@ fn a_guest_that_never_takes_the_vf_in_gives_it_back() {
 }
 
 #[test]
-fn a_silent_agent_does_not_stop_the_way_back() {
+fn a_silent_agent_does_not_stop_the_way_back_and_frames_go_both_ways_until_its_end() {
     let mut tenure = on_vf();
     tenure.on(at(5000), Input::Take { reason: String::new() });
     let silent = || done(Report::Unknown("silent".into()));
-    assert_eq!(tenure.on(at(5010), silent()), Some(Action::Activate(Path::Pv)));
-    assert_eq!(tenure.on(at(7010), silent()), Some(Action::Forward(Target::Only(Path::Pv))));
-    assert_eq!(tenure.on(at(7020), done(Report::Ok)), None);
+    assert_eq!(tenure.on(at(5010), done(Report::Ok)), Some(Action::Activate(Path::Pv)));
+    assert_eq!(tenure.on(at(7010), silent()), None);
     assert_eq!(tenure.on(at(8000), Input::Tick), Some(Action::Leave));
     assert_eq!(tenure.on(at(9000), silent()), Some(Action::Unplug));
+}
+
+#[test]
+fn a_host_that_cannot_send_frames_to_pv_keeps_the_guest_on_its_vf_and_tries_again() {
+    let mut tenure = on_vf();
+    tenure.take_record();
+    let both = Some(Action::Forward(Target::Both));
+    assert_eq!(tenure.on(at(5000), Input::Take { reason: String::new() }), both);
+    assert_eq!(tenure.on(at(5010), done(Report::Refused("no such TAP".into()))), None);
+    assert_eq!(tenure.phase(), Phase::Quarantined("no such TAP".into()));
+    assert!(matches!(tenure.take_record().unwrap().outcome, Outcome::Quarantined(_)));
+    assert_eq!(tenure.on(tenure.wake_at().unwrap(), Input::Tick), both);
+    assert_eq!(tenure.on(at(20_000), done(Report::Ok)), Some(Action::Activate(Path::Pv)));
+}
+
+#[test]
+fn a_refused_preparation_is_over_at_once_because_the_vf_is_anothers() {
+    let (mut tenure, _) = Tenure::begin(at(0), LIMITS, String::new());
+    assert_eq!(tenure.on(at(1), done(Report::Refused("in use".into()))), None);
+    assert_eq!(tenure.phase(), Phase::Ended);
+    assert_eq!(tenure.take_record().unwrap().outcome, Outcome::Undone("in use".into()));
+
+    let (mut tenure, _) = Tenure::begin(at(0), LIMITS, String::new());
+    let half = done(Report::Unknown("bound, but its address cannot be set".into()));
+    assert_eq!(tenure.on(at(1), half), Some(Action::Sanitise));
+}
+
+#[test]
+fn a_guest_that_was_reset_has_both_paths_and_is_joined_again_when_its_agent_is_there() {
+    let mut tenure = on_vf();
+    let both = Some(Action::Forward(Target::Both));
+    assert_eq!(tenure.on(at(5000), Input::Reset), both);
+    assert_eq!(tenure.on(at(5010), done(Report::Ok)), None);
+    assert_eq!(tenure.phase(), Phase::OnVf, "it may be taken meanwhile");
+    assert_eq!(tenure.on(at(40_000), Input::Uses(Some(Path::Pv))), Some(Action::Join));
+    assert_eq!(tenure.on(at(40_500), ready()), both);
+}
+
+#[test]
+fn a_bond_that_left_the_vf_is_led_back_but_not_more_often_than_a_liar_may_ask() {
+    let mut tenure = on_vf();
+    assert_eq!(tenure.on(at(1500), Input::Uses(Some(Path::Vf))), None);
+    assert_eq!(tenure.on(at(1600), Input::Uses(Some(Path::Pv))), None);
+    let led = tenure.on(at(12_000), Input::Uses(Some(Path::Pv)));
+    assert_eq!(led, Some(Action::Forward(Target::Both)));
+    assert_eq!(tenure.on(at(12_010), done(Report::Ok)), Some(Action::Join));
+}
+
+#[test]
+fn a_late_event_of_an_earlier_device_ends_in_an_orderly_way_back() {
+    let mut tenure = on_vf();
+    assert_eq!(tenure.on(at(5000), Input::Deleted), Some(Action::Sanitise));
+    let there = done(Report::DevicePresent(true));
+    assert_eq!(tenure.on(at(5010), there), Some(Action::Forward(Target::Both)));
+    assert_eq!(tenure.on(at(5020), done(Report::Ok)), Some(Action::Activate(Path::Pv)));
 }
 
 #[test]
@@ -150,13 +206,14 @@ fn the_end_of_qemu_frees_the_vf_at_any_step() {
 }
 
 #[test]
-fn an_adopted_vf_is_joined_again_or_held_until_taken() {
+fn an_adopted_vf_is_joined_again_at_once_or_when_the_agent_is_heard_of() {
     let (mut tenure, action) = Tenure::adopt(at(0), LIMITS, true);
     assert_eq!(action, Some(Action::Join));
     let active = done(Report::Vf(VfState::Active));
     assert_eq!(tenure.on(at(5), active), Some(Action::Forward(Target::Both)));
-    let (tenure, action) = Tenure::adopt(at(0), LIMITS, false);
+    let (mut tenure, action) = Tenure::adopt(at(0), LIMITS, false);
     assert_eq!((action, tenure.phase()), (None, Phase::OnVf));
+    assert_eq!(tenure.on(at(10), Input::Uses(Some(Path::Vf))), Some(Action::Join));
 }
 
 #[test]
@@ -186,6 +243,8 @@ fn inputs() -> impl Strategy<Value = Input> {
         1 => Just(done(Report::Unknown("late".into()))),
         1 => Just(Input::Deleted),
         1 => Just(Input::Exited),
+        1 => Just(Input::Reset),
+        2 => prop_oneof![Just(None), Just(Some(Path::Pv)), Just(Some(Path::Vf))].prop_map(Input::Uses),
         2 => Just(Input::Take { reason: "take".into() }),
         6 => Just(Input::Tick),
     ]

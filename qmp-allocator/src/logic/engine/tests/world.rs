@@ -141,7 +141,10 @@ impl World {
             self.event(Event::Registered { vm: vm.clone(), spec });
         }
         for vm in names {
-            self.later(LATENCY, Event::Agent { vm: vm.clone(), view: AgentView::Ready });
+            self.later(
+                LATENCY,
+                Event::Agent { vm: vm.clone(), view: AgentView::Ready { active: None } },
+            );
             self.sample_later(vm.clone(), LATENCY);
             self.observe_later(vm);
         }

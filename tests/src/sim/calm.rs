@@ -1,0 +1,101 @@
+//! A storm of faults, and what must be so some time after it.
+
+use std::time::Duration;
+
+use qmp_allocator::logic::policy::Strategy;
+use qmp_allocator::logic::status::Status;
+
+use super::judge::Violation;
+use super::world::World;
+
+/// The longest rest after failed switches, as the engine has it.
+const LONGEST_REST: Duration = Duration::from_secs(600);
+/// What is under way when faults stop comes to its end, deadline by deadline.
+const LAST_SWITCHES: Duration = Duration::from_secs(180);
+/// Decisions after which everybody is where he belongs, again and again.
+const MORE_ROUNDS: u32 = 2;
+/// A decision may be the first one over counts that no fault has touched; then VFs move once more.
+const A_SWITCH: Duration = Duration::from_secs(30);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Plays a world to its end.
+pub fn storm_and_calm(world: &mut World) -> Result<(), Violation> {
+    world.run(world.now + world.plan.storm)?;
+    world.calm();
+    let interval = world.plan.settings.interval;
+    let bound = LONGEST_REST + 3 * interval + LAST_SWITCHES;
+    settle(world, bound)?;
+    // It stays so: each further round is over long before the next.
+    for _ in 0..MORE_ROUNDS {
+        world.run(world.now + interval)?;
+        settle(world, interval + A_SWITCH)?;
+    }
+    Ok(())
+}
+
+fn settle(world: &mut World, bound: Duration) -> Result<(), Violation> {
+    let until = world.now + bound;
+    loop {
+        let Err(why) = world.is_settled() else { return Ok(()) };
+        if world.now >= until {
+            let what = format!("{bound:?} after faults stopped: {why}");
+            return Err(Violation::new("observed = desired within the bound", what));
+        }
+        world.run(world.now + SECOND)?;
+    }
+}
+
+impl World {
+    /// Everything is as it should be; or what is not.
+    fn is_settled(&self) -> Result<(), String> {
+        let engine = self.daemon.engine.as_ref().ok_or("no daemon")?;
+        let status = engine.status(self.now);
+        if status.vms.len() != self.machines.len() {
+            return Err(format!("{} VMs are known", status.vms.len()));
+        }
+        let mut on_vf = Vec::new();
+        for (vm, machine) in self.machines.iter().enumerate() {
+            let shown = status.vms.iter().find(|it| it.vm == machine.name).ok_or("VM not shown")?;
+            let holds = machine.qemu.iter().flat_map(|qemu| &qemu.devices).map(|it| &it.vf);
+            let holds: Vec<_> = holds.collect();
+            let active = machine.guest.active.as_ref();
+            let (target, _) = &self.host.forwards[vm];
+            let path = if active.is_some() { "vf" } else { "pv" };
+            let aim = format!("{target:?}").to_lowercase();
+            if holds.len() > 1 || holds.first().copied() != active || shown.vf.as_ref() != active {
+                return Err(format!(
+                    "vm{vm} has {holds:?}, uses {active:?}, is shown with {:?}: {}",
+                    shown.vf, shown.reason
+                ));
+            }
+            if shown.path != path || !aim.contains(path) {
+                return Err(format!(
+                    "vm{vm} uses {path}, is shown on {}, has frames sent to {aim}",
+                    shown.path
+                ));
+            }
+            if active.is_some() {
+                on_vf.push(vm);
+            }
+        }
+        self.are_served(&status, &on_vf)
+    }
+
+    fn are_served(&self, status: &Status, on_vf: &[usize]) -> Result<(), String> {
+        let expected = self.machines.len().min(self.host.vfs.len());
+        if on_vf.len() != expected {
+            let vfs: Vec<_> = status.pools.iter().flat_map(|pool| &pool.vfs).collect();
+            return Err(format!("{} of {expected} VFs are in use: {vfs:?}", on_vf.len()));
+        }
+        if self.plan.settings.strategy == Strategy::Activity {
+            let least = on_vf.iter().map(|vm| self.machines[*vm].pps).min();
+            let others = (0..self.machines.len()).filter(|vm| !on_vf.contains(vm));
+            if let Some(other) = others.max_by_key(|vm| self.machines[*vm].pps)
+                && least.is_some_and(|least| self.machines[other].pps > least)
+            {
+                return Err(format!("vm{other} is busier than another that has a VF"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,98 @@
+//! What one seed stands for: how large its world is, what the daemon is set to, which faults strike.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use qmp_allocator::logic::engine::Settings;
+use qmp_allocator::logic::policy::Strategy;
+use qmp_allocator::logic::switch::Limits;
+
+use super::faults::{ALL, Fault};
+
+/// What a seed stands for.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The seed itself.
+    pub seed: u64,
+    /// VMs.
+    pub vms: usize,
+    /// VFs.
+    pub vfs: usize,
+    /// Which kind of pool; they forward differently.
+    pub pool: Pool,
+    /// The engine's settings.
+    pub settings: Settings,
+    /// Between two samples of a VM's counters.
+    pub sample_interval: Duration,
+    /// For how long faults strike.
+    pub storm: Duration,
+    /// Longest pause between two faults.
+    pub pause: Duration,
+    /// The faults that strike in this world: all of them, a few, one, or none.
+    pub menu: Vec<Fault>,
+}
+
+/// The two kinds of pool, as far as frames go different ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pool {
+    /// VFs filter for themselves.
+    Sriov,
+    /// The bridge has one entry for a guest's address.
+    Emulated,
+}
+
+/// The agent's deadline (`agent_s`).
+pub const AGENT: Duration = Duration::from_secs(2);
+/// A QMP command's (`qmp_s`).
+pub const QMP: Duration = Duration::from_secs(5);
+/// `device_add`'s (`plug_s`).
+pub const PLUG: Duration = Duration::from_secs(30);
+/// The scan of registrations, as the daemon has it.
+pub const SCAN: Duration = Duration::from_secs(1);
+/// The look at the pools, as the daemon has it.
+pub const POOL_LOOK: Duration = Duration::from_secs(5);
+
+impl Plan {
+    /// The same for the same seed, always.
+    pub fn of(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        // Small worlds meet most; some have more VMs, so that switches compete for the budget.
+        let (vms, vfs) = match rng.u8(..10) {
+            0..6 => (rng.usize(1..5), rng.usize(1..3)),
+            6..9 => (rng.usize(3..9), rng.usize(1..5)),
+            _ => (rng.usize(12..25), rng.usize(3..8)),
+        };
+        let strategies = [Strategy::Fair, Strategy::Activity];
+        let seconds = |rng: &mut Rng, from: u64, to: u64| Duration::from_secs(rng.u64(from..to));
+        let settings = Settings {
+            strategy: strategies[rng.usize(..2)],
+            interval: seconds(&mut rng, 20, 60),
+            max_concurrent_switches: rng.usize(1..5),
+            limits: Limits {
+                join: Duration::from_secs(15),
+                drain: Duration::from_millis(200),
+                unplug: Duration::from_secs(20),
+                unplug_repeat: Duration::from_secs(6),
+            },
+            first_look: QMP * 2 + SCAN,
+            link_mbps: 100_000,
+        };
+        let menu = match rng.u8(..10) {
+            0 => Vec::new(),
+            1..4 => vec![ALL[rng.usize(..ALL.len())]],
+            4..7 => (0..3).map(|_| ALL[rng.usize(..ALL.len())]).collect(),
+            _ => ALL.to_vec(),
+        };
+        Self {
+            seed,
+            vms,
+            vfs,
+            pool: if rng.bool() { Pool::Sriov } else { Pool::Emulated },
+            settings,
+            sample_interval: seconds(&mut rng, 2, 11),
+            storm: seconds(&mut rng, 60, 400),
+            pause: seconds(&mut rng, 2, 40),
+            menu,
+        }
+    }
+}
