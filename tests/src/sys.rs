@@ -16,6 +16,7 @@ use nix::sys::prctl;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::time::{ClockId, clock_gettime};
+use vm_memory::VolatileSlice;
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
@@ -102,6 +103,19 @@ mod ioctls {
     nix::ioctl_write_ptr_bad!(attach, libc::TUNSETIFF, libc::ifreq);
     nix::ioctl_write_int_bad!(set_offload, libc::TUNSETOFFLOAD);
     nix::ioctl_write_ptr_bad!(set_header, libc::TUNSETVNETHDRSZ, libc::c_int);
+}
+
+/// Asks the processor for the cache line at the front of some guest memory, to write to them.
+pub fn prefetch_to_write(memory: &VolatileSlice<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        let first = memory.ptr_guard().as_ptr().cast::<i8>();
+        // SAFETY: a prefetch is a hint that reads nothing into the program and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(first) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = memory;
 }
 
 /// What [`Batches`] do with their buffers.

@@ -2,10 +2,12 @@
 //! journal can take for ever: a front-end that connects and is refused ten thousand times a second
 //! gets no ten thousand lines.
 
-use std::io::{IsTerminal, stderr};
+use std::io::{IsTerminal, Write, stderr};
+use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::OptionalWriter;
 
@@ -20,10 +22,11 @@ pub(crate) fn start() {
     let budget = Mutex::new(Budget::new(Instant::now()));
     let writer = move || {
         let mut budget = budget.lock().unwrap_or_else(PoisonError::into_inner);
-        match budget.line(Instant::now()) {
+        match budget.line(Instant::now(), takes_a_line()) {
             Line::Written(0) => OptionalWriter::some(stderr()),
             Line::Written(lost) => {
-                eprintln!("vhost-net-pv: {lost} lines were not logged, since they came too fast");
+                let told = "lines were not logged: too many, or nobody read them";
+                let _ = writeln!(stderr(), "vhost-net-pv: {lost} {told}");
                 OptionalWriter::some(stderr())
             }
             Line::Lost => OptionalWriter::none(),
@@ -33,7 +36,16 @@ pub(crate) fn start() {
         .with_env_filter(EnvFilter::new(level))
         .with_writer(writer)
         .with_ansi(stderr().is_terminal())
+        // They would go to standard error, and that it is gone is what they would say.
+        .log_internal_errors(false)
         .init();
+}
+
+/// Standard error takes a line without making us wait: a pipe that nobody reads must stop nothing.
+fn takes_a_line() -> bool {
+    let stderr = stderr();
+    let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// Lines that may still be written.
@@ -57,7 +69,7 @@ impl Budget {
         Self { left: BURST_LINES, counted: now, lost: 0 }
     }
 
-    fn line(&mut self, now: Instant) -> Line {
+    fn line(&mut self, now: Instant, taken: bool) -> Line {
         let pauses = now.saturating_duration_since(self.counted).as_nanos() / LINE_PAUSE.as_nanos();
         let pauses = u32::try_from(pauses).unwrap_or(u32::MAX);
         self.counted = match pauses >= BURST_LINES {
@@ -65,7 +77,7 @@ impl Budget {
             false => self.counted + LINE_PAUSE * pauses,
         };
         self.left = self.left.saturating_add(pauses).min(BURST_LINES);
-        match self.left.checked_sub(1) {
+        match self.left.checked_sub(1).filter(|_| taken) {
             Some(left) => {
                 self.left = left;
                 Line::Written(std::mem::take(&mut self.lost))
@@ -88,13 +100,21 @@ mod tests {
         let mut budget = Budget::new(start);
         let mut written = 0;
         for milli in 0..60_000 {
-            let line = budget.line(start + Duration::from_millis(milli));
+            let line = budget.line(start + Duration::from_millis(milli), true);
             written += u32::from(line != Line::Lost);
         }
         assert_eq!(written, BURST_LINES + 60_000 / 50 - 1);
         let later = start + Duration::from_secs(61);
-        assert!(matches!(budget.line(later), Line::Written(lost) if lost > 0));
-        assert_eq!(budget.line(later), Line::Written(0));
+        assert!(matches!(budget.line(later, true), Line::Written(lost) if lost > 0));
+        assert_eq!(budget.line(later, true), Line::Written(0));
+    }
+
+    #[test]
+    fn lines_that_nobody_reads_are_counted_and_not_waited_for() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        assert!((0..5).all(|_| budget.line(start, false) == Line::Lost));
+        assert_eq!(budget.line(start, true), Line::Written(5));
     }
 
     #[test]
@@ -102,7 +122,7 @@ mod tests {
         let start = Instant::now();
         let mut budget = Budget::new(start);
         let tomorrow = start + Duration::from_secs(86_400);
-        let written = (0..3000).filter(|_| budget.line(tomorrow) != Line::Lost).count();
+        let written = (0..3000).filter(|_| budget.line(tomorrow, true) != Line::Lost).count();
         assert_eq!(written, BURST_LINES as usize);
     }
 }

@@ -1,6 +1,6 @@
 //! The `vhost-net-pv` program: parses, runs the task, tells how it ended.
 
-use std::io::{ErrorKind, Write, stdout};
+use std::io::{ErrorKind, Write, stderr, stdout};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -31,7 +31,8 @@ fn main() -> ExitCode {
         // Who reads us has read enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vhost-net-pv: {error:#}");
+            // Nobody may be there to read it.
+            let _ = writeln!(stderr(), "vhost-net-pv: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -79,6 +79,12 @@ impl Qemu {
         }
     }
 
+    fn wait_running(&mut self) {
+        while self.execute("query-status", &json!({}))["status"] != "running" {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
     fn wait_migrated(&mut self) {
         self.wait_migration(|state| state["status"] == "completed");
     }
@@ -144,5 +150,42 @@ fn a_backend_may_die_in_the_middle_of_a_migration() {
         .until("the guest sends on", || count(&backends[1], Direction::Tx, Counter::Frames) > 0);
     for backend in &backends {
         assert_eq!(backend.page().header(Header::Refused), 0);
+    }
+}
+
+#[test]
+fn a_guest_stays_where_less_is_offered_and_goes_where_the_same_set_is_pinned() {
+    let Some(sysroot) = sysroot() else { return };
+    let start = |features| {
+        let options = ["--port", "loopback", "--queues", "2", "--features", features];
+        Backend::start_with(&options)
+    };
+    let here = start("csum");
+    let mut source = Qemu::start(&sysroot, &here, &[]);
+    here.until("the guest hears itself", || count(&here, Direction::Rx, Counter::Frames) > 0);
+    // With it the source hears of a failure at the other end, and lets the guest go on.
+    let return_path = json!({"capabilities": [{"capability": "return-path", "state": true}]});
+    source.execute("migrate-set-capabilities", &return_path);
+    // The boot ROM agrees to nothing else that could be missing.
+    for (features, status) in [("csum,-version_1", "failed"), ("csum", "completed")] {
+        let there = start(features);
+        let meeting = there.folder().join("migration");
+        let mut destination = Qemu::start(&sysroot, &there, &["-incoming", "defer"]);
+        destination.execute("migrate-set-capabilities", &return_path);
+        let uri = json!({ "uri": format!("unix:{}", meeting.display()) });
+        destination.execute("migrate-incoming", &uri);
+        source.begin_migration(&meeting);
+        let over = || source.execute("query-migrate", &json!({}))["status"].take();
+        let ended = std::iter::repeat_with(over)
+            .find(|status| ["failed", "completed"].map(Value::from).contains(status));
+        assert_eq!(ended.unwrap(), status, "to a host with {features}");
+        let (lives, at) = match status {
+            "failed" => (&mut source, &here),
+            _ => (&mut destination, &there),
+        };
+        lives.wait_running();
+        let before = count(at, Direction::Tx, Counter::Frames);
+        at.until("the guest sends on", || count(at, Direction::Tx, Counter::Frames) > before);
+        assert_eq!(at.page().header(Header::Refused), 0);
     }
 }

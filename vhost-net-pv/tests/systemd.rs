@@ -1,8 +1,8 @@
-//! The program under a service manager: a socket that comes with it, and what the manager hears.
+//! The program under somebody who starts it with a socket: a service manager, and what that hears.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -54,6 +54,41 @@ fn a_passed_socket_is_served_and_the_manager_hears_of_it() {
     assert!(program.end(Signal::SIGTERM).success());
     hears("STOPPING=1");
     assert!(socket.exists(), "the manager's socket was removed");
+}
+
+/// Starts the program with an open descriptor.
+fn start_with_descriptor(socket: OwnedFd) -> Program {
+    let child = Command::new("sh")
+        .args(["-c", "exec \"$0\" --fd 3 --port loopback 3<&0 </dev/null"])
+        .arg(env!("CARGO_BIN_EXE_vhost-net-pv"))
+        .stdin(Stdio::from(socket))
+        .spawn()
+        .unwrap();
+    Program(child)
+}
+
+fn exchange(mut front_end: FrontEnd<'_>) {
+    front_end.start();
+    front_end.give_buffers(1);
+    front_end.send_frame(&[1; 60]);
+    assert_eq!(front_end.receive_frame(), [1; 60]);
+}
+
+#[test]
+fn a_descriptor_is_served_whether_it_listens_or_is_connected() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let program = start_with_descriptor(UnixListener::bind(&socket).unwrap().into());
+    for _ in 0..2 {
+        exchange(FrontEnd::connect(&socket, &Shared::new()));
+    }
+    assert!(program.end(Signal::SIGTERM).success());
+
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut program = start_with_descriptor(theirs.into());
+    exchange(FrontEnd::new(ours, &Shared::new()));
+    // There is no other front-end to wait for.
+    assert!(program.0.wait().unwrap().success());
 }
 
 #[test]

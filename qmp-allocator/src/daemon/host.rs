@@ -19,6 +19,10 @@ use crate::logic::switch::Target;
 use crate::logic::vf::VfId;
 use crate::vmm::Backend;
 
+/// Looks at a VF that was just unplugged, until its QEMU has let go of it: a second in all.
+const LET_GO_LOOKS: u32 = 20;
+const LET_GO_PAUSE: Duration = Duration::from_millis(50);
+
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Host {
@@ -157,15 +161,29 @@ impl Host {
         let PoolKind::Sriov(sriov) = &self.pool(vm)?.kind else {
             return Ok(());
         };
-        let index = match self.sriov_vf(vm, sriov, vf) {
-            Ok((index, _)) => index,
+        let (index, address) = match self.sriov_vf(vm, sriov, vf) {
+            Ok(found) => found,
             // The operator has taken the VF away: there is nothing left to restore.
             Err(HostError::NoVf(..) | HostError::Sysfs(SysfsError::NoVfs(..))) => return Ok(()),
             Err(error) => return Err(error),
         };
+        self.until_let_go(address).await?;
         let parked =
             VfChange { mac: Some(self.own_mac(vf)), trust: Some(false), ..VfChange::default() };
         Ok(self.netlink.set_vf(&sriov.pf, index, &parked).await?)
+    }
+
+    /// QEMU lets go of a function a moment after it says that the device is gone. Whoever has it longer is
+    /// another one, whose VF is not to be touched: a plug that an earlier daemon asked for came through late.
+    async fn until_let_go(&self, address: PciAddress) -> Result<(), HostError> {
+        let Some(group) = self.sysfs.function(address)?.iommu_group else { return Ok(()) };
+        for _ in 0..LET_GO_LOOKS {
+            if !vfio::is_held(group) {
+                return Ok(());
+            }
+            tokio::time::sleep(LET_GO_PAUSE).await;
+        }
+        Err(HostError::VfInUse(address, group))
     }
 
     /// Sends a guest's frames to its PV path, its VF, or both; with `vf` absent, to PV.

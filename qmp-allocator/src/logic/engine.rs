@@ -3,7 +3,7 @@
 //! The daemon feeds it what its adapters saw and carries out what it answers; a simulator can do the
 //! same with a made-up world. The engine believes only what is observed: it adopts devices it finds
 //! in a QEMU, and drops holds that it finds gone. After every event it reconciles each pool in which
-//! something has changed that matters ([`index`]).
+//! something has changed that matters (`index`).
 //!
 //! Left out on purpose: how an action is carried out, how long a single one may take (its report
 //! always comes), and everything that is read from files.
@@ -22,7 +22,7 @@ use flexvf_protocol::VmName;
 use super::policy::{self, Candidate, Pin};
 use super::rate::RateMeter;
 use super::reconcile::{Desired, PoolView, Step, reconcile};
-use super::switch::{Direction, Input, Outcome, Phase, Record, Tenure};
+use super::switch::{Action, Direction, Input, Outcome, Phase, Record, Report, Tenure};
 use super::vf::VfId;
 pub use event::{Command, Event, Settings, SwitchEnd};
 use index::{Index, Seats};
@@ -254,7 +254,12 @@ impl Engine {
             return;
         };
         let held = held.clone();
-        if let Some(action) = tenure.on(now, input) {
+        let mut action = tenure.on(now, input);
+        if action == Some(Action::Sanitise) && self.index.is_shared(&held.vf) {
+            // A plug that an earlier daemon asked for came through late, in another VM: the VF is that one's.
+            action = tenure.on(now, Input::Done(Report::Ok));
+        }
+        if let Some(action) = action {
             let Held { vf, port } = held.clone();
             out.push(Command::Act { vm: name.clone(), vf, port, action });
         }

@@ -146,6 +146,9 @@ impl World {
         if self.host.pf_down {
             return Report::Refused("no such PF".into());
         }
+        if self.is_plugged(vf) {
+            return Report::Refused("in use".into());
+        }
         let Some(settings) = self.host.vfs.get_mut(vf) else { return Report::Ok };
         if !settings.removed {
             if settings.sanitise.strikes() {

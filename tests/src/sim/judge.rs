@@ -226,7 +226,10 @@ impl Judge {
 
     /// A VF's settings were put back.
     pub(super) fn restored(&mut self, vf: &VfId, machines: &[Machine]) {
-        if let Some(holder) = machines.iter().position(|machine| machine.may_hold(vf)) {
+        // A plug that an earlier daemon asked a QEMU for, which still hangs, is known to nobody.
+        let known = |vm: usize| machines[vm].has(vf) || self.known.get(vf) == Some(&vm);
+        let holder = (0..machines.len()).find(|vm| machines[*vm].may_hold(vf) && known(*vm));
+        if let Some(holder) = holder {
             let what = format!("{vf} was restored while vm{holder} may hold it");
             self.found.get_or_insert(Violation::new("a VF that QEMU may hold is left alone", what));
         }

@@ -52,6 +52,9 @@ pub const SCAN: Duration = Duration::from_secs(1);
 /// The look at the pools, as the daemon has it.
 pub const POOL_LOOK: Duration = Duration::from_secs(5);
 
+/// A VF's way from one VM to another, where nothing fails.
+const A_CHANGE: Duration = Duration::from_secs(5);
+
 impl Plan {
     /// The same for the same seed, always.
     pub fn of(seed: u64) -> Self {
@@ -64,7 +67,7 @@ impl Plan {
         };
         let strategies = [Strategy::Fair, Strategy::Activity];
         let seconds = |rng: &mut Rng, from: u64, to: u64| Duration::from_secs(rng.u64(from..to));
-        let settings = Settings {
+        let mut settings = Settings {
             strategy: strategies[rng.usize(..2)],
             interval: seconds(&mut rng, 20, 60),
             max_concurrent_switches: rng.usize(1..5),
@@ -77,6 +80,9 @@ impl Plan {
             first_look: QMP * 2 + SCAN,
             link_mbps: 100_000,
         };
+        // The VFs can change hands within an interval, one after the other if they must.
+        let in_turn = A_CHANGE * vfs.div_ceil(settings.max_concurrent_switches) as u32;
+        settings.interval = settings.interval.max(2 * in_turn);
         let menu = match rng.u8(..10) {
             0 => Vec::new(),
             1..4 => vec![ALL[rng.usize(..ALL.len())]],

@@ -14,7 +14,7 @@ use qmp_allocator::logic::vf::VfId;
 pub struct Task {
     /// Orders on their way, at most [`MAX_ORDERS`].
     pub orders: VecDeque<Order>,
-    /// QEMU's events on their way, at most [`MAX_NEWS`].
+    /// QEMU's events on their way, at most `MAX_NEWS`.
     pub news: VecDeque<News>,
     /// Some were lost.
     pub missed: bool,

@@ -20,6 +20,7 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use crate::blast;
+use io::datagrams::Datagrams;
 use io::peer::GuestAddress;
 
 /// The port that a guest serves on.
@@ -81,6 +82,9 @@ pub enum Command {
         /// Buffers a second
         #[arg(long, default_value_t = 100)]
         per_s: u32,
+        /// Sockets that take turns, each a flow of its own
+        #[arg(long, default_value_t = 1)]
+        sockets: usize,
     },
     /// Counts the frames of this network namespace by their source, until stdin ends
     Capture,
@@ -95,8 +99,8 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Tcp { to, bytes_per_s, rest_ms, bytes } => {
             print(&io::tcp::transfer(to, bytes_per_s, rest_ms, bytes)?)
         }
-        Command::Datagrams { to, count, bytes, segment, per_s } => {
-            io::datagrams::send(to, count, bytes, segment, per_s)
+        Command::Datagrams { to, count, bytes, segment, per_s, sockets } => {
+            io::datagrams::send(to, Datagrams { count, bytes, segment, per_s, sockets })
         }
         Command::Capture => print(&io::capture::capture(|| println!("ready"))?),
     }

@@ -121,9 +121,9 @@ impl Regions {
 pub(super) fn check_part(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
     let refused = |why: String| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     let metadata = file.metadata()?;
-    // Devices, such as DAX memory, have no length.
+    // A device has no length to hold the front-end to, and may give us memory of our own without end.
     if !metadata.is_file() {
-        return Ok(());
+        return refused("guest memory must be a file: memfd, hugetlbfs, tmpfs".into());
     }
     let length = metadata.len();
     if offset.checked_add(bytes).is_none_or(|end| end > length) {

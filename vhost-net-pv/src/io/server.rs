@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use std::time::Duration;
 use flexvf_protocol::stats_page::Header;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, sockopt};
 use tracing::{info, warn};
 
 use super::backend::Backend;
@@ -67,10 +67,13 @@ impl FrontEnds {
             if !metadata.file_type().is_socket() {
                 return Err(SocketError::NotASocket(path.to_owned()));
             }
-            if UnixStream::connect(path).is_ok() {
-                return Err(SocketError::InUse(path.to_owned()));
+            // Only this says that nobody has it: it may be of another kind, or its backlog full.
+            match connect(path) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    fs::remove_file(path).map_err(failed)?;
+                }
+                _ => return Err(SocketError::InUse(path.to_owned())),
             }
-            fs::remove_file(path).map_err(failed)?;
         }
         let listener = UnixListener::bind(path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
@@ -165,8 +168,10 @@ impl Device {
     pub fn serve(&mut self, front_ends: FrontEnds, stopper: &Stopper) -> io::Result<()> {
         let served = match front_ends {
             FrontEnds::Listen(listener, path) => {
+                let ours = path.as_deref().and_then(identity);
                 let served = self.serve_listener(&listener, stopper);
                 if let Some(path) = path
+                    && identity(&path) == ours
                     && let Err(error) = fs::remove_file(&path)
                 {
                     warn!(%error, "the socket's file {} stays behind", path.display());
@@ -206,7 +211,7 @@ impl Device {
     fn serve_connecting(&mut self, path: &Path, stopper: &Stopper) {
         let pause = PollTimeout::try_from(CONNECT_PAUSE).unwrap_or(PollTimeout::MAX);
         loop {
-            let end = match UnixStream::connect(path) {
+            let end = match connect(path) {
                 Ok(stream) => Some(self.serve_one(stream, stopper)),
                 Err(_nobody_listens) => None,
             };
@@ -248,6 +253,21 @@ fn wait(stopper: &Stopper, socket: Option<BorrowedFd<'_>>, timeout: PollTimeout)
     fds.first().and_then(PollFd::any) == Some(true)
 }
 
+/// Connects without waiting for a place in the listener's queue, which nobody may ever empty.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Which file stands at a path: another program may put its own in the place of ours.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
 /// Errors of `accept` that the next connection need not have.
 fn is_passing(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
@@ -257,6 +277,21 @@ fn is_passing(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sockets_in_use_stay_whatever_they_are_and_however_busy() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("datagrams");
+        let _datagrams = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+        assert!(matches!(FrontEnds::listen(&path), Err(SocketError::InUse(_))));
+        assert!(path.exists());
+        let path = folder.path().join("full");
+        let listener = UnixListener::bind(&path).unwrap();
+        let waiting: Vec<_> = std::iter::repeat_with(|| connect(&path)).take(5000).collect();
+        assert!(waiting.iter().any(Result::is_err), "the queue never was full");
+        assert!(matches!(FrontEnds::listen(&path), Err(SocketError::InUse(_))));
+        drop(listener);
+    }
 
     #[test]
     fn a_socket_left_by_a_dead_program_is_replaced() {

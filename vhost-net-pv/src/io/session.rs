@@ -65,6 +65,7 @@ impl<'m> Session<'m> {
     /// Leaves positions and counters for the next session.
     pub(super) fn end(&mut self, pair: &mut Pair) {
         self.count_starving(pair);
+        self.interrupt_sender(pair);
         if let (Some(pump), Some(served)) = (&self.rx, &mut pair.rx.served) {
             served.position = pump.position();
         }
@@ -91,10 +92,17 @@ impl<'m> Session<'m> {
     pub(super) fn turns(&mut self, pair: &mut Pair) {
         let mut waits = [Duration::ZERO; 2];
         let mut limited = [false; 2];
+        if !self.tx_pending {
+            self.interrupt_sender(pair);
+        }
+        self.look_at_idle_lanes(pair);
         if self.tx_pending && self.tx.is_some() {
             match allowance(&mut pair.tx, pair.began) {
                 Allowance::Frames(limit) => self.tx_turn(pair, limit),
-                Allowance::Wait(wait) => (limited[0], waits[0]) = (true, wait),
+                Allowance::Wait(wait) => {
+                    (limited[0], waits[0]) = (true, wait);
+                    self.interrupt_sender(pair);
+                }
             }
         }
         if self.rx_pending && self.rx.is_some() {
@@ -111,6 +119,27 @@ impl<'m> Session<'m> {
         self.held_back = shortest.min().filter(|_| !free);
     }
 
+    /// A lane without work was not asked for kicks while the other one has some: it is looked at.
+    fn look_at_idle_lanes(&mut self, pair: &mut Pair) {
+        if !self.tx_pending {
+            self.look(pair);
+        }
+        if self.rx_starved
+            && !self.rx_pending
+            && let Some(pump) = &mut self.rx
+        {
+            self.rx_pending = pump.is_offered(&mut pair.rx.counters);
+        }
+    }
+
+    /// Tells the guest now that frames it sent are done, if it wants to know and was not told yet.
+    pub(super) fn interrupt_sender(&mut self, pair: &mut Pair) {
+        if let Some(pump) = &mut self.tx {
+            let call = pair.tx.served.as_ref().and_then(|s| s.setup.call.as_deref());
+            pump.interrupt(&mut pair.tx.counters, call);
+        }
+    }
+
     /// The guest has frames ready, seen without being told.
     pub(super) fn look(&mut self, pair: &mut Pair) -> bool {
         let offered = self.tx.as_mut().is_some_and(|pump| pump.is_offered(&mut pair.tx.counters));
@@ -118,19 +147,24 @@ impl<'m> Session<'m> {
         offered
     }
 
-    /// Asks the guest to kick, before a sleep. True: there is work after all.
+    /// Asks the guest to kick, before a sleep. True: a lane that had no work has some after all.
     pub(super) fn ask_for_kicks(&mut self, pair: &mut Pair) -> bool {
+        let mut found = false;
+        self.interrupt_sender(pair);
         if !self.tx_pending
             && let Some(pump) = &mut self.tx
         {
             self.tx_pending = pump.ask_for_kick(&mut pair.tx.counters);
+            found |= self.tx_pending;
         }
         if self.rx_starved
+            && !self.rx_pending
             && let Some(pump) = &mut self.rx
         {
-            self.rx_pending |= pump.ask_for_kick(&mut pair.rx.counters);
+            self.rx_pending = pump.ask_for_kick(&mut pair.rx.counters);
+            found |= self.rx_pending;
         }
-        self.has_work()
+        found
     }
 
     fn tx_turn(&mut self, pair: &mut Pair, limit: u16) {

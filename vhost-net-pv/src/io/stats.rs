@@ -12,10 +12,11 @@ use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use flexvf_protocol::stats_page::{
-    Counter, Direction, HEADER_BYTES, Header, MAGIC, MAX_PAGE_BYTES, MAX_QUEUE_PAIRS, Snapshot,
-    VERSION, page_bytes,
+    Counter, Direction, HEADER_BYTES, Header, MAGIC, MAX_PAGE_BYTES, MAX_QUEUE_PAIRS, PageError,
+    Snapshot, VERSION, page_bytes,
 };
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, posix_fallocate};
+use nix::libc;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
 use crate::logic::counters::RingCounters;
@@ -34,6 +35,9 @@ pub enum StatsError {
     /// Another backend writes it.
     #[error("stats page {0} is in use by another backend; give each NIC a file of its own")]
     InUse(PathBuf),
+    /// Something else, which is not ours to write over.
+    #[error("{0} is not a stats page of this version; remove it or choose another path")]
+    Foreign(PathBuf),
     /// More queue pairs than a page has room for.
     #[error("{0} queue pairs do not fit a stats page of {MAX_QUEUE_PAIRS}")]
     QueuePairs(usize),
@@ -78,18 +82,26 @@ impl StatsPage {
             .create(true)
             .truncate(false)
             .mode(0o644)
+            // What is written to is what the path says.
+            .custom_flags(libc::O_NOFOLLOW)
             .open(path)
             .map_err(failed)?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
             .map_err(|_| StatsError::InUse(path.to_owned()))?;
         let old = read_page(&lock).map_err(failed)?;
+        let other = matches!(old, Err(PageError::Version(_)))
+            || old.is_err() && !may_be_replaced(&lock).map_err(failed)?;
+        if other {
+            return Err(StatsError::Foreign(path.to_owned()));
+        }
         let bytes = page_bytes(queue_pairs);
         let keep = matches!(&old, Ok(page) if page.queue_pairs() == queue_pairs);
         if !keep {
             // Readers find no magic until the new page is whole.
             lock.set_len(0).map_err(failed)?;
         }
-        lock.set_len(bytes as u64).map_err(failed)?;
+        // With blocks behind it: writing to a mapped hole of a full file system would be the end of us.
+        posix_fallocate(&*lock, 0, bytes as i64).map_err(|error| failed(error.into()))?;
         let mapped = lock.try_clone().map_err(failed)?;
         let map = MmapRegion::from_file(FileOffset::new(mapped, 0), bytes)
             .map_err(|error| failed(io::Error::other(error)))?;
@@ -143,6 +155,15 @@ impl StatsPage {
     }
 }
 
+/// A file with nothing in it, a page that was never finished (zeroes stand in for the magic until then),
+/// or one that was cut.
+fn may_be_replaced(file: &File) -> io::Result<bool> {
+    let mut word = [0; size_of_val(&MAGIC)];
+    let filled = file.read_at(&mut word, 0)?;
+    let empty = word.get(..filled).unwrap_or_default().iter().all(|byte| *byte == 0);
+    Ok(empty || word == MAGIC.to_le_bytes())
+}
+
 /// One ring's block, written by the ring's thread only.
 #[derive(Debug)]
 pub struct RingBlock {
@@ -177,7 +198,7 @@ pub fn read(path: &Path) -> anyhow::Result<Snapshot> {
     read_page(&file).with_context(context)?.with_context(context)
 }
 
-fn read_page(file: &File) -> io::Result<Result<Snapshot, flexvf_protocol::stats_page::PageError>> {
+fn read_page(file: &File) -> io::Result<Result<Snapshot, PageError>> {
     let mut bytes = vec![0; MAX_PAGE_BYTES];
     let mut filled = 0;
     // Pages on other file systems than tmpfs may come in pieces.
@@ -234,12 +255,28 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_page_becomes_one() {
+    fn what_is_not_ours_is_not_written_over() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("nic.stats");
-        std::fs::write(&path, b"hello").unwrap();
-        drop(StatsPage::open(&path, 1).unwrap());
-        assert_eq!(read(&path).unwrap().queue_pairs(), 1);
+        let mut newer = MAGIC.to_le_bytes().to_vec();
+        newer.resize(HEADER_BYTES, 0xff);
+        for content in [&b"precious data"[..], b"a", &newer] {
+            std::fs::write(&path, content).unwrap();
+            assert!(matches!(StatsPage::open(&path, 1), Err(StatsError::Foreign(_))));
+            assert_eq!(std::fs::read(&path).unwrap(), content);
+        }
+    }
+
+    #[test]
+    fn an_empty_file_and_a_page_that_was_cut_become_a_page() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nic.stats");
+        for bytes in [0, 8, 100, HEADER_BYTES as u64 + 8] {
+            drop(StatsPage::open(&path, 1).unwrap());
+            File::options().write(true).open(&path).unwrap().set_len(bytes).unwrap();
+            drop(StatsPage::open(&path, 1).unwrap());
+            assert_eq!(read(&path).unwrap().queue_pairs(), 1, "{bytes} bytes");
+        }
     }
 
     #[test]

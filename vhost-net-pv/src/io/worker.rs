@@ -39,6 +39,13 @@ const PORT: u64 = 3;
 /// orders may wait that long, and nothing else would tell more than is known.
 const TURNS_A_LOOK: u32 = 16;
 
+/// Looks at the rings between two looks for events while it polls: these are system calls, which
+/// cost ten times as much.
+const LOOKS_AN_EVENT: u32 = 8;
+
+/// A sender that sends nothing more for so long is interrupted, although this thread still polls.
+const LONGEST_OWED: Duration = Duration::from_micros(50);
+
 pub(super) struct Worker {
     index: usize,
     pair: Pair,
@@ -222,6 +229,10 @@ impl Worker {
             };
         }
         if let Some(wait) = session.take_held_back() {
+            // The other lane has nothing to do, and must be heard of when it has.
+            if session.ask_for_kicks(&mut self.pair) {
+                return false;
+            }
             return self.events(session, at_least(wait));
         }
         if !self.poll.window().is_zero() && self.look_for_work(session) {
@@ -236,8 +247,12 @@ impl Worker {
     /// Busy-polls for as long as that has lately been worth it. True: there is something.
     fn look_for_work(&mut self, session: &mut Session<'_>) -> bool {
         let began = Instant::now();
-        while began.elapsed() < self.poll.window() {
-            if session.look(&mut self.pair) {
+        let mut elapsed = Duration::ZERO;
+        while elapsed < self.poll.window() {
+            if elapsed > LONGEST_OWED {
+                session.interrupt_sender(&mut self.pair);
+            }
+            if (0..LOOKS_AN_EVENT).any(|_| session.look(&mut self.pair)) {
                 return true;
             }
             // An order must not be forgotten between here and the sleep: put the wake-up back.
@@ -248,6 +263,7 @@ impl Worker {
             if session.has_work() {
                 return true;
             }
+            elapsed = began.elapsed();
         }
         false
     }

@@ -1,13 +1,11 @@
 //! A descriptor chain, followed from its head to its end (virtio 1.x, section 2.7.5).
 //!
-//! Each descriptor is read once. A chain has at most as many descriptors as its table; whatever else
+//! What is used of a descriptor comes from one reading of it. A chain has at most as many descriptors as its table; whatever else
 //! is wrong with it is a [`Malformed`].
 
-use virtio_bindings::virtio_ring::VRING_DESC_F_INDIRECT;
+use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryRegion, VolatileArrayRef, VolatileMemory,
-};
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileArrayRef, VolatileMemory};
 
 use super::memory::{Finder, GuestSlice};
 
@@ -61,7 +59,45 @@ pub enum Malformed {
 ///
 /// # Errors
 /// [`Malformed`]; `pieces` is then as it was.
+#[inline]
 pub fn walk<'m>(
+    memory: &Finder<'m>,
+    table: &VolatileArrayRef<'m, Descriptor>,
+    head: u16,
+    access: Access,
+    pieces: &mut Vec<GuestSlice<'m>>,
+) -> Result<usize, Malformed> {
+    if let Some(buffer) = one_buffer(memory, table, head, access) {
+        pieces.push(buffer);
+        return Ok(buffer.len());
+    }
+    walk_far(memory, table, head, access, pieces)
+}
+
+/// The buffer of a chain that is one good buffer in one region, as nearly all are.
+#[inline]
+fn one_buffer<'m>(
+    memory: &Finder<'m>,
+    table: &VolatileArrayRef<'m, Descriptor>,
+    head: u16,
+    access: Access,
+) -> Option<GuestSlice<'m>> {
+    let index = usize::from(head);
+    if index >= table.len() {
+        return None;
+    }
+    let descriptor = table.load(index);
+    let flags = u32::from(descriptor.flags());
+    let expected = if access == Access::DeviceWrites { VRING_DESC_F_WRITE } else { 0 };
+    let told = VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE;
+    if flags & told != expected || descriptor.len() == 0 {
+        return None;
+    }
+    memory.slice(descriptor.addr(), descriptor.len() as usize)
+}
+
+/// Follows a chain of any shape.
+fn walk_far<'m>(
     memory: &Finder<'m>,
     table: &VolatileArrayRef<'m, Descriptor>,
     head: u16,
@@ -116,11 +152,9 @@ impl<'m> Chain<'_, 'm> {
         if count > MAX_PIECES {
             return Err(Malformed::TooLong);
         }
-        let (region, offset) =
-            self.memory.find(descriptor.addr()).ok_or(Malformed::IndirectTable)?;
-        usize::try_from(offset.0)
-            .ok()
-            .and_then(|offset| region.get_array_ref(offset, count).ok())
+        self.memory
+            .find(descriptor.addr())
+            .and_then(|(map, offset)| map.get_array_ref(offset, count).ok())
             .ok_or(Malformed::IndirectTable)
     }
 
@@ -160,10 +194,9 @@ impl<'m> Chain<'_, 'm> {
             return Err(Malformed::Direction);
         }
         self.bytes = self.bytes.saturating_add(length);
-        let (region, offset) = self.memory.find(descriptor.addr()).ok_or(Malformed::OutOfMemory)?;
-        match GuestMemoryRegion::get_slice(region, offset, length) {
-            Ok(slice) => self.pieces.push(slice),
-            Err(_) => self.across_regions(descriptor.addr(), length)?,
+        match self.memory.slice(descriptor.addr(), length) {
+            Some(slice) => self.pieces.push(slice),
+            None => self.across_regions(descriptor.addr(), length)?,
         }
         if self.pieces.len() - self.before > MAX_PIECES {
             return Err(Malformed::TooLong);
@@ -172,6 +205,7 @@ impl<'m> Chain<'_, 'm> {
     }
 
     /// A buffer may cross from one memory region into its neighbour.
+    #[cold]
     fn across_regions(&mut self, address: GuestAddress, length: usize) -> Result<(), Malformed> {
         for slice in GuestMemoryBackend::get_slices(self.memory.memory(), address, length) {
             self.pieces.push(slice.map_err(|_| Malformed::OutOfMemory)?);

@@ -155,6 +155,7 @@ impl Negotiated {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET};
 
     #[test]
     fn what_the_port_cannot_do_is_not_offered() {
@@ -168,6 +169,14 @@ mod tests {
             assert_eq!(none & (1 << bit), 0, "feature {bit} was offered");
         }
         assert_ne!(offered(2, Offloads::ALL) & (1 << net::VIRTIO_NET_F_MQ), 0);
+    }
+
+    #[test]
+    fn what_no_ring_of_ours_can_do_is_never_offered() {
+        let all = offered(16, Offloads::ALL);
+        for bit in [VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET] {
+            assert_eq!(all & (1 << bit), 0, "feature {bit} was offered");
+        }
     }
 
     #[test]

@@ -6,8 +6,8 @@
 use std::cell::Cell;
 
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress, MmapRegion, VolatileSlice,
+    ByteValued, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MmapRegion, VolatileMemory, VolatileSlice,
 };
 
 /// The guest's memory as the front-end has shared it.
@@ -19,7 +19,7 @@ pub type Map = MmapRegion<()>;
 /// A piece of guest memory that is contiguous in our address space.
 pub type GuestSlice<'m> = VolatileSlice<'m, ()>;
 
-/// Finds regions by guest address, and the one found last at once: buffers lie together.
+/// Finds memory by guest address, and at once in the region used last: buffers lie together.
 #[derive(Debug, Clone)]
 pub struct Finder<'m> {
     memory: &'m Memory,
@@ -37,22 +37,43 @@ impl<'m> Finder<'m> {
         self.memory
     }
 
-    /// The region of an address, and where it is in there.
+    /// The mapping that an address lies in, and where in it.
     #[inline]
-    pub fn find(&self, address: GuestAddress) -> Option<(&'m Region, MemoryRegionAddress)> {
+    pub fn find(&self, address: GuestAddress) -> Option<(&'m Map, usize)> {
         if let Some(region) = self.last.get()
-            && let Some(offset) = region.to_region_addr(address)
+            && let Some(offset) = address.0.checked_sub(region.start_addr().0)
+            && offset < region.size() as u64
         {
-            return Some((region, offset));
+            return Some((region, offset as usize));
         }
+        self.look_up(address)
+    }
+
+    #[cold]
+    fn look_up(&self, address: GuestAddress) -> Option<(&'m Map, usize)> {
         let (region, offset) = self.memory.to_region_addr(address)?;
         self.last.set(Some(region));
-        Some((region, offset))
+        Some((region, usize::try_from(offset.0).ok()?))
+    }
+
+    /// The memory at an address, if all of it lies in one region.
+    #[inline]
+    pub fn slice(&self, address: GuestAddress, bytes: usize) -> Option<GuestSlice<'m>> {
+        let (map, offset) = self.find(address)?;
+        map.get_slice(offset, bytes).ok()
     }
 }
 
 /// Copies from the front of `slices`, skipping `skip` bytes, into `out`; returns bytes copied.
+#[inline]
 pub fn copy_out(slices: &[GuestSlice<'_>], skip: usize, out: &mut [u8]) -> usize {
+    match first(slices, skip, out.len()) {
+        Some(piece) => piece.copy_to(out),
+        None => copy_out_of_many(slices, skip, out),
+    }
+}
+
+fn copy_out_of_many(slices: &[GuestSlice<'_>], skip: usize, out: &mut [u8]) -> usize {
     let mut done = 0;
     for piece in pieces(slices, skip) {
         let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) else {
@@ -64,7 +85,35 @@ pub fn copy_out(slices: &[GuestSlice<'_>], skip: usize, out: &mut [u8]) -> usize
 }
 
 /// Copies `data` into `slices` after skipping `skip` bytes of them; returns bytes copied.
+#[inline]
 pub fn copy_in(slices: &[GuestSlice<'_>], skip: usize, data: &[u8]) -> usize {
+    match first(slices, skip, data.len()) {
+        Some(piece) => {
+            piece.copy_from(data);
+            data.len()
+        }
+        None => copy_into_many(slices, skip, data),
+    }
+}
+
+/// Writes a value to the front of `slices`; in one piece, and without a call, where that can be.
+#[inline]
+pub fn put<T: ByteValued>(slices: &[GuestSlice<'_>], value: &T) {
+    match slices.first().and_then(|slice| slice.get_ref(0).ok()) {
+        Some(place) => place.store(*value),
+        None => {
+            copy_into_many(slices, 0, value.as_slice());
+        }
+    }
+}
+
+/// The bytes wanted, where the first slice has them all, as it nearly always has.
+#[inline]
+fn first<'m>(slices: &[GuestSlice<'m>], skip: usize, bytes: usize) -> Option<GuestSlice<'m>> {
+    slices.first()?.subslice(skip, bytes).ok()
+}
+
+fn copy_into_many(slices: &[GuestSlice<'_>], skip: usize, data: &[u8]) -> usize {
     let mut done = 0;
     for piece in pieces(slices, skip) {
         let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) else {

@@ -40,6 +40,21 @@ pub struct Layout {
     pub used: u64,
 }
 
+impl Layout {
+    /// The used ring, which is written, shares memory with a part that is read. A used index that is the
+    /// available index as well would be work without end.
+    fn used_overlaps(&self, event_idx: bool) -> bool {
+        let size = u64::from(self.size);
+        let event = if event_idx { 2 } else { 0 };
+        let used = (self.used, USED_RING + USED_ENTRY * size + event);
+        let available = (self.available, AVAIL_RING + 2 * size + event);
+        let descriptors = (self.descriptors, 16 * size);
+        [available, descriptors].into_iter().any(|(start, bytes)| {
+            start < used.0.saturating_add(used.1) && used.0 < start.saturating_add(bytes)
+        })
+    }
+}
+
 /// How far a ring has been worked off.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Position {
@@ -63,6 +78,9 @@ pub enum BadLayout {
         /// Its guest address.
         address: u64,
     },
+    /// What is written to the used ring would change what the guest has made available.
+    #[error("the used ring at guest address {0:#x} overlaps another part of the ring")]
+    Overlap(u64),
 }
 
 /// The guest moved the available index by more than the ring holds.
@@ -108,6 +126,9 @@ impl<'m> Ring<'m> {
         if !size.is_power_of_two() || size > MAX_RING_SIZE {
             return Err(BadLayout::Size(size));
         }
+        if layout.used_overlaps(event_idx) {
+            return Err(BadLayout::Overlap(layout.used));
+        }
         let count = usize::from(size);
         let table = Part::new(memory, "descriptor table", layout.descriptors, 16)?;
         let available = Part::new(memory, "available ring", layout.available, 2)?;
@@ -152,6 +173,7 @@ impl<'m> Ring<'m> {
     /// # Errors
     /// [`IndexJump`] when the guest claims more entries than the ring has. The claim is then taken
     /// as the new position, so that a driver that comes to its senses is served again.
+    #[inline]
     pub fn available(&mut self) -> Result<u16, IndexJump> {
         let claimed = u16::from_le(self.available_idx.load(Ordering::Acquire));
         let count = claimed.wrapping_sub(self.position.next_available);
@@ -169,6 +191,7 @@ impl<'m> Ring<'m> {
     }
 
     /// The head of the chain `ahead` entries after the next one.
+    #[inline]
     pub fn head(&self, ahead: u16) -> u16 {
         let slot = self.position.next_available.wrapping_add(ahead) & (self.size - 1);
         u16::from_le(self.available_ring.load(usize::from(slot)))
@@ -178,6 +201,7 @@ impl<'m> Ring<'m> {
     ///
     /// # Errors
     /// [`Malformed`]; `pieces` is then as it was.
+    #[inline]
     pub fn walk(
         &self,
         head: u16,
@@ -193,6 +217,7 @@ impl<'m> Ring<'m> {
     }
 
     /// Returns a chain with `bytes` written into it; the guest sees it after [`Self::publish`].
+    #[inline]
     pub fn push_used(&mut self, head: u16, bytes: u32) {
         let slot = usize::from(self.position.next_used & (self.size - 1));
         // An element is the chain's head and the length, 32 bits each, little-endian.
@@ -212,6 +237,7 @@ impl<'m> Ring<'m> {
     }
 
     /// Shows the guest what was returned. True: it wants an interrupt for it; `None`: nothing new.
+    #[inline]
     pub fn publish(&mut self) -> Option<bool> {
         let (old, new) = (self.published, self.position.next_used);
         if old == new {
@@ -442,6 +468,10 @@ mod tests {
             Layout { descriptors: 0, ..good },
         ] {
             assert!(matches!(refuse(layout), Some(BadLayout::Address { .. })));
+        }
+        for used in [good.available, good.descriptors, good.descriptors + 16 * 8 - 4] {
+            let layout = Layout { used: used & !3, ..good };
+            assert!(matches!(refuse(layout), Some(BadLayout::Overlap(_))), "{layout:?}");
         }
     }
 

@@ -322,9 +322,14 @@ impl<'m> FrontEnd<'m> {
 
     /// Waits for a frame in the buffer of a turn, given by [`Self::give_buffers_at`].
     pub(crate) fn receive_frame_of(&mut self, turn: u64) -> Vec<u8> {
+        self.receive_chain_of(turn).split_off(VIRTIO_NET_HEADER)
+    }
+
+    /// The same, with the header, or of a chain that goes on with another one's frame.
+    pub(crate) fn receive_chain_of(&mut self, turn: u64) -> Vec<u8> {
         let (head, written) = self.wait_returned(0);
         assert_eq!(u64::from(head), turn % u64::from(RING_SIZE));
-        self.rx.get(buffer_of(turn), written as usize).split_off(VIRTIO_NET_HEADER)
+        self.rx.get(buffer_of(turn), written as usize)
     }
 
     /// Waits for the frame in the receive buffer that was given `turn` buffers after the first.

@@ -34,6 +34,7 @@ pub(crate) struct Backend {
     child: Child,
     folder: TempDir,
     arguments: Vec<String>,
+    log_level: &'static str,
 }
 
 impl Backend {
@@ -43,10 +44,26 @@ impl Backend {
 
     /// Starts it with options besides the socket and the stats page.
     pub(crate) fn start_with(options: &[&str]) -> Self {
+        Self::start_as("--socket", "info", options)
+    }
+
+    /// The same, and its log has every message of the front-end.
+    pub(crate) fn start_verbose(options: &[&str]) -> Self {
+        Self::start_as("--socket", "debug", options)
+    }
+
+    /// Starts one that connects to a front-end, and has every message in its log.
+    pub(crate) fn start_connecting(options: &[&str]) -> Self {
+        Self::start_as("--connect", "debug", options)
+    }
+
+    fn start_as(role: &str, log_level: &'static str, options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let arguments: Vec<_> = options.iter().map(|&argument| argument.to_owned()).collect();
-        let child = spawn(folder.path(), &arguments);
-        let backend = Self { child, folder, arguments };
+        let path = |name| folder.path().join(name).to_str().unwrap().to_owned();
+        let mut arguments = vec![role.to_owned(), path("socket"), "--stats".into(), path("stats")];
+        arguments.extend(options.iter().map(|&argument| argument.to_owned()));
+        let child = spawn(folder.path(), &arguments, log_level);
+        let backend = Self { child, folder, arguments, log_level };
         backend.until("it is ready", || backend.log().contains(" ready"));
         backend
     }
@@ -70,7 +87,7 @@ impl Backend {
 
     /// Starts it again after it was killed.
     pub(crate) fn restart(&mut self) {
-        self.child = spawn(self.folder.path(), &self.arguments);
+        self.child = spawn(self.folder.path(), &self.arguments, self.log_level);
         // The socket's file is there already, left by the one that was killed.
         self.until("it is ready again", || self.log().contains("ready"));
     }
@@ -145,14 +162,11 @@ impl Drop for Program {
     }
 }
 
-fn spawn(folder: &Path, arguments: &[String]) -> Child {
+fn spawn(folder: &Path, arguments: &[String], log_level: &str) -> Child {
     let log = File::create(folder.join("log")).unwrap();
     Command::new(env!("CARGO_BIN_EXE_vhost-net-pv"))
-        .arg("--socket")
-        .arg(folder.join("socket"))
-        .arg("--stats")
-        .arg(folder.join("stats"))
         .args(arguments)
+        .env("RUST_LOG", log_level)
         .stderr(log)
         .spawn()
         .unwrap()

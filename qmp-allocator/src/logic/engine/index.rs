@@ -81,6 +81,11 @@ impl Index {
         self.holders.get(vf)?.first()
     }
 
+    /// More than one VM has it, or is on its way.
+    pub(super) fn is_shared(&self, vf: &VfId) -> bool {
+        self.holders.get(vf).is_some_and(|holders| holders.len() > 1)
+    }
+
     fn add(&mut self, vm: &VmName, card: &Card) {
         self.unseen += usize::from(card.unseen);
         self.wakes.extend(card.wake_at.map(|at| (at, vm.clone())));

@@ -31,29 +31,25 @@ pub struct Backend {
 impl Backend {
     /// Starts one on the processors for backends, and waits until it listens.
     pub fn start(stage: &Stage, port: Port<'_>, pairs: usize) -> Result<Self> {
-        let mut backend =
-            on_cpus(&stage.cores(pairs).backend, || Self::spawn(stage, port, pairs))??;
-        until("vhost-net-pv listens", || {
-            backend.child.check()?;
-            Ok(backend.socket.exists())
-        })?;
-        Ok(backend)
+        let cpus = stage.cores(pairs).backend;
+        on_cpus(&cpus, || Self::spawn(stage, port, pairs, &[]))??.listening()
+    }
+
+    /// The same with one queue pair, and it polls.
+    pub fn start_polling(stage: &Stage, port: Port<'_>) -> Result<Self> {
+        let cpus = stage.cores(1).backend;
+        on_cpus(&cpus, || Self::spawn(stage, port, 1, POLLS))??.listening()
     }
 
     /// The same on any processor, for guests, which have none of their own.
-    pub fn start_unpinned(stage: &Stage, port: Port<'_>) -> Result<Self> {
-        let mut backend = Self::spawn(stage, port, 1)?;
-        until("vhost-net-pv listens", || {
-            backend.child.check()?;
-            Ok(backend.socket.exists())
-        })?;
-        Ok(backend)
+    pub fn start_unpinned(stage: &Stage, port: Port<'_>, options: &[&str]) -> Result<Self> {
+        Self::spawn(stage, port, 1, options)?.listening()
     }
 
     /// Starts one and returns it with the time until its socket accepted a connection.
     pub fn start_timed(stage: &Stage, port: Port<'_>) -> Result<(Self, Duration)> {
         let begin = Instant::now();
-        let mut backend = Self::spawn(stage, port, 1)?;
+        let mut backend = Self::spawn(stage, port, 1, &[])?;
         loop {
             if UnixStream::connect(&backend.socket).is_ok() {
                 return Ok((backend, begin.elapsed()));
@@ -67,7 +63,15 @@ impl Backend {
         }
     }
 
-    fn spawn(stage: &Stage, port: Port<'_>, pairs: usize) -> Result<Self> {
+    fn listening(mut self) -> Result<Self> {
+        until("vhost-net-pv listens", || {
+            self.child.check()?;
+            Ok(self.socket.exists())
+        })?;
+        Ok(self)
+    }
+
+    fn spawn(stage: &Stage, port: Port<'_>, pairs: usize, options: &[&str]) -> Result<Self> {
         let name = stage.new_name("pv");
         let socket = stage.run.join(format!("{name}.sock"));
         let mut command = Command::new("vhost-net-pv");
@@ -82,6 +86,9 @@ impl Backend {
             // Its default where there is io_uring; without, it is not to be measured unnoticed.
             command.args(["--io", "uring"]);
         }
+        let named = |option: &str| option.split('=').next().unwrap_or_default().to_owned();
+        let given: Vec<_> = stage.backend_options.iter().map(|option| named(option)).collect();
+        command.args(options.iter().filter(|option| !given.contains(&named(option))));
         command.args(&stage.backend_options);
         let log = stage.out.join("vhost-net-pv.log");
         Ok(Self { child: Child::start(&name, &mut command, &log)?, socket })
@@ -103,5 +110,7 @@ impl Backend {
     }
 }
 
+/// Makes it look for work for a while before it sleeps.
+pub const POLLS: &[&str] = &["--poll-us=100"];
 /// Far more than any start takes.
 const LONGEST_START: Duration = Duration::from_secs(10);

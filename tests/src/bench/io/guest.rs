@@ -29,12 +29,12 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Boots one, and waits until it takes jobs.
-    pub fn boot(stage: &Stage, side: Side) -> Result<Self> {
+    /// Boots one, and waits until it takes jobs; `options` are for our backend.
+    pub fn boot(stage: &Stage, side: Side, options: &[&str]) -> Result<Self> {
         let tap = Tap::make(stage, 1)?;
         tap.address(None)?;
         let backend = match side {
-            Side::Ours => Some(Backend::start_unpinned(stage, Port::Tap(tap.name()))?),
+            Side::Ours => Some(Backend::start_unpinned(stage, Port::Tap(tap.name()), options)?),
             Side::Peer => None,
         };
         let name = stage.new_name("guest");

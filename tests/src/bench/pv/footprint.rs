@@ -8,8 +8,8 @@ use anyhow::Result;
 use super::tap::Receiving;
 use crate::bench::drive::{Experiment, Side};
 use crate::bench::io::backend::{Backend, Port};
+use crate::bench::io::front_end::FrontEnd;
 use crate::bench::io::process::{own_resident_mib, voluntary_switches};
-use crate::bench::io::receiver::Receiver;
 use crate::bench::io::stage::Stage;
 use crate::bench::io::tap::Tap;
 use crate::bench::logic::pairs::Better;
@@ -60,7 +60,7 @@ impl Experiment for Footprint<'_> {
 fn wakeups(stage: &Stage) -> Result<f64> {
     let tap = Tap::make(stage, 1)?;
     let backend = Backend::start(stage, Port::Tap(tap.name()), 1)?;
-    let _front_end = Receiver::connect(backend.socket())?;
+    let _front_end = FrontEnd::connect(backend.socket())?;
     // The last messages have been answered; their threads may still be on their way to sleep.
     sleep(SETTLING);
     let before = voluntary_switches(backend.pid())?;

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 
 use super::SHORT_RUNS;
 use crate::bench::drive::{Experiment, Side};
+use crate::bench::io::backend::POLLS;
 use crate::bench::io::guest::Guest;
 use crate::bench::io::stage::Stage;
 use crate::bench::logic::frame::udp_payload;
@@ -19,6 +20,8 @@ use crate::blast::{Window, ask};
 /// All streams, each side's in one boot.
 pub struct Guests<'s> {
     stage: &'s Stage,
+    /// Our backend polls: then only what kicks are dear for is measured.
+    polls: bool,
     ours: Option<Ready>,
     peer: Option<Ready>,
 }
@@ -30,9 +33,9 @@ struct Ready {
 }
 
 impl<'s> Guests<'s> {
-    /// On this stage.
-    pub const fn new(stage: &'s Stage) -> Self {
-        Self { stage, ours: None, peer: None }
+    /// On this stage, with a backend of ours that waits for kicks, or one that polls.
+    pub const fn new(stage: &'s Stage, polls: bool) -> Self {
+        Self { stage, polls, ours: None, peer: None }
     }
 }
 
@@ -45,6 +48,9 @@ impl Experiment for Guests<'_> {
             better: Better::Higher,
             wanted: 1.0,
         };
+        if self.polls {
+            return vec![row(UDP_TX_POLL, "kpps"), row(UDP_RX_POLL, "kpps")];
+        }
         vec![row(TCP_TX, "Mbit/s"), row(TCP_RX, "Mbit/s"), row(UDP_TX, "kpps"), row(UDP_RX, "kpps")]
     }
 
@@ -54,13 +60,16 @@ impl Experiment for Guests<'_> {
 
     fn run(&mut self, side: Side, rows: &[Row]) -> Result<Vec<f64>> {
         let stage = self.stage;
+        let options = if self.polls { POLLS } else { &[] };
         let ready = match side {
             Side::Ours => &mut self.ours,
             Side::Peer => &mut self.peer,
         };
         let ready = match ready {
             Some(ready) => ready,
-            empty => empty.insert(Ready { guest: Guest::boot(stage, side)?, offered_pps: None }),
+            empty => {
+                empty.insert(Ready { guest: Guest::boot(stage, side, options)?, offered_pps: None })
+            }
         };
         let window = Window {
             after_ms: millis(stage.pace.guest_warm_up),
@@ -76,8 +85,8 @@ impl Ready {
         Ok(match row.name {
             TCP_TX => ask::tcp_from(guest, window)?.mbit_per_s(),
             TCP_RX => ask::tcp_to(guest, window)?.mbit_per_s(),
-            UDP_TX => ask::udp_from(guest, UDP_BYTES, window)?.packets_per_s() / 1e3,
-            UDP_RX => {
+            UDP_TX | UDP_TX_POLL => ask::udp_from(guest, UDP_BYTES, window)?.packets_per_s() / 1e3,
+            UDP_RX | UDP_RX_POLL => {
                 let offered_pps = match self.offered_pps {
                     Some(offered_pps) => offered_pps,
                     None => *self.offered_pps.insert(best_offer(guest, window)?),
@@ -93,6 +102,8 @@ const TCP_TX: &str = "guest-tcp-tx";
 const TCP_RX: &str = "guest-tcp-rx";
 const UDP_TX: &str = "guest-udp-tx";
 const UDP_RX: &str = "guest-udp-rx";
+const UDP_TX_POLL: &str = "guest-udp-tx-poll";
+const UDP_RX_POLL: &str = "guest-udp-rx-poll";
 
 const UDP_BYTES: u16 = udp_payload(64) as u16;
 

@@ -16,7 +16,11 @@ use super::io::stage::Stage;
 pub fn experiments(stage: &Stage) -> Vec<Box<dyn Experiment + '_>> {
     let mut all = ring::experiments(stage);
     all.extend(tap::experiments(stage));
-    all.push(Box::new(guest::Guests::new(stage)));
+    all.extend(
+        [false, true].map(|polls| -> Box<dyn Experiment + '_> {
+            Box::new(guest::Guests::new(stage, polls))
+        }),
+    );
     all.extend(footprint::experiments(stage));
     all
 }

@@ -12,8 +12,8 @@ use super::SHORT_RUNS;
 use crate::bench::drive::{Experiment, Side};
 use crate::bench::io::backend::{Backend, Port};
 use crate::bench::io::floor::{GUEST_MAC, Method, read_rate, write_rate};
+use crate::bench::io::front_end::FrontEnd;
 use crate::bench::io::inject::Injector;
-use crate::bench::io::receiver::Receiver;
 use crate::bench::io::stage::{Stage, pin};
 use crate::bench::io::tap::Tap;
 use crate::bench::io::testpmd::{Mode, Testpmd};
@@ -183,7 +183,7 @@ impl Sending {
 
 /// A guest that is sent frames through our backend.
 pub(super) struct Receiving {
-    receiver: Receiver,
+    front_end: FrontEnd,
     injector: Injector,
     /// Our backend.
     pub(super) backend: Backend,
@@ -196,9 +196,9 @@ impl Receiving {
         let tap = Tap::make(stage, 1)?;
         tap.address(Some(GUEST_MAC))?;
         let backend = Backend::start(stage, Port::Tap(tap.name()), 1)?;
-        let receiver = Receiver::connect(backend.socket())?;
+        let front_end = FrontEnd::connect(backend.socket())?;
         let injector = Injector::new(&tap, frame_bytes)?;
-        let mut receiving = Self { receiver, injector, backend, _tap: tap };
+        let mut receiving = Self { front_end, injector, backend, _tap: tap };
         // What only the first frames cost is nobody's speed.
         receiving.rate(stage)?;
         Ok(receiving)
@@ -206,13 +206,13 @@ impl Receiving {
 
     /// Frames a second that arrive.
     pub(super) fn rate(&mut self, stage: &Stage) -> Result<f64> {
-        let Self { receiver, injector, backend, .. } = self;
-        let (stop, received) = (AtomicBool::new(false), AtomicU64::new(receiver.received()?));
+        let Self { front_end, injector, backend, .. } = self;
+        let (stop, received) = (AtomicBool::new(false), AtomicU64::new(front_end.received()?));
         std::thread::scope(|scope| {
             let feeder = scope.spawn(|| {
                 pin(&stage.cores(1).front_end)?;
                 injector.feed(&stop, || {
-                    let count = receiver.received()?;
+                    let count = front_end.received()?;
                     received.store(count, Ordering::Relaxed);
                     Ok(count)
                 })

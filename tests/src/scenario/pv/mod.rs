@@ -8,9 +8,11 @@
 //! During each step probes run both ways, and a TCP transfer whose bytes are compared by checksum. A
 //! step is good when the transfer is intact, the guest is reached again within the step's limit, and
 //! the backend has no more descriptors and memory than before. Losses are told; where nothing
-//! interrupts the guest there must be none. Last, counters are compared: see [`counting`].
+//! interrupts the guest there must be none. Counters are compared: see [`counting`].
+//! A second guest is offered every feature: see [`features`].
 
 pub mod counting;
+pub mod features;
 pub mod io;
 pub mod logic;
 pub mod migration;
@@ -32,6 +34,8 @@ pub enum Play {
     Calm,
     /// Counters are compared
     Counters,
+    /// Another guest is offered everything
+    Features,
     /// The backend is killed, once and often
     Kill,
     /// The guest's driver is unbound and bound
@@ -87,6 +91,7 @@ fn play(options: &Options, host: &Host, outcome: &mut Outcome) -> Result<()> {
                 outcome.failures.extend(ledger.failures());
                 outcome.counters = Some(ledger);
             }
+            Play::Features => outcome.failures.extend(features::play(&stage, options)?),
             Play::Kill => {
                 steps.push(steps::kill(&mut stage)?);
                 steps.push(steps::kills(&mut stage)?);

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::io::backend::{Backend, Nic};
 use super::io::command::run;
-use super::io::machine::{Machine, NIC, Start};
+use super::io::machine::{GUEST, Guest, Machine, NIC, Start};
 use super::io::shell::Shell;
 use super::io::streams::{Streams, Target};
 use super::logic::result::{Limits, Step, Transfer};
@@ -51,6 +51,7 @@ pub struct Side {
     pub name: &'static str,
     /// TAP and files.
     pub nic: Nic,
+    guest: Guest,
     machine: Option<Machine>,
     backend: Option<Backend>,
 }
@@ -66,7 +67,8 @@ impl Stage {
             tcp_bytes_per_s: TCP_BYTES_PER_S,
             tcp_rest_ms: 0,
         };
-        let [here, there] = ["a", "b"].map(|name| Side::new(host, options, name));
+        let [here, there] =
+            ["a", "b"].map(|name| Side::new(name, Nic::new(host, options, name), GUEST));
         let mut stage = Self { host: host.clone(), target, here, there, began_ms: now_ms() };
         stage.here.start_backend()?;
         stage.here.start_machine(host, Start::Boot)?;
@@ -183,8 +185,9 @@ impl Stage {
 }
 
 impl Side {
-    fn new(host: &Host, options: &Options, name: &'static str) -> Self {
-        Self { name, nic: Nic::new(host, options, name), machine: None, backend: None }
+    /// A place where nothing runs yet.
+    pub const fn new(name: &'static str, nic: Nic, guest: Guest) -> Self {
+        Self { name, nic, guest, machine: None, backend: None }
     }
 
     /// Starts the backend where QEMU looks for it.
@@ -201,7 +204,7 @@ impl Side {
 
     /// Starts a QEMU.
     pub fn start_machine(&mut self, host: &Host, how: Start) -> Result<()> {
-        self.machine = Some(Machine::start(host, self.name, &self.nic, how)?);
+        self.machine = Some(Machine::start(host, self.name, &self.nic, &self.guest, how)?);
         Ok(())
     }
 

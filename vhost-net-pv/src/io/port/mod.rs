@@ -34,6 +34,12 @@ pub trait Port: Send {
     /// frames come from here at any time or never.
     fn readiness(&self) -> Option<BorrowedFd<'_>>;
 
+    /// A small frame is given so much faster to one piece of memory than to several that a copy costs
+    /// less: its slot then has no pieces.
+    fn wants_one_piece(&self) -> bool {
+        false
+    }
+
     /// Takes the frames of a batch in their order and says of each whether it was taken.
     fn send(&mut self, batch: &mut Batch<'_>);
 

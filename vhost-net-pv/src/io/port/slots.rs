@@ -1,14 +1,13 @@
 //! Places for frames on their way from a port to the guest.
 
 use std::ops::Range;
-use std::slice::ChunksExactMut;
 
 use super::MAX_FRAME;
 use crate::logic::memory::GuestSlice;
 use crate::logic::net_header::{HEADER_BYTES, RawHeader};
 
 /// Most slots that are filled at once. Each has a spill, which is memory once it was used.
-pub const MAX_SLOTS: usize = 32;
+pub const MAX_SLOTS: usize = 64;
 
 /// Places for frames, in their order.
 #[derive(Debug, Default)]
@@ -93,9 +92,13 @@ impl<'m> Slots<'m> {
     }
 }
 
-/// Memory for what does not fit its slot.
+/// Memory for what does not fit its slot. Before it there is room for a frame's header, so that a
+/// frame whose slot has no place at all can be read in one piece.
 #[derive(Debug)]
 pub struct Spills(Box<[u8]>);
+
+/// Distance of two spills: odd in cache lines, so that their fronts do not fall into the same sets.
+const SPILL_BYTES: usize = (HEADER_BYTES + MAX_FRAME).next_multiple_of(128) + 64;
 
 impl Default for Spills {
     fn default() -> Self {
@@ -107,16 +110,23 @@ impl Spills {
     /// One for each of [`MAX_SLOTS`].
     pub fn new() -> Self {
         // The allocator takes zeroes from the kernel, which gives memory at the first use only.
-        Self(vec![0; MAX_SLOTS * MAX_FRAME].into_boxed_slice())
+        Self(vec![0; MAX_SLOTS * SPILL_BYTES].into_boxed_slice())
     }
 
     /// Each slot's own.
-    pub fn each(&mut self) -> ChunksExactMut<'_, u8> {
-        self.0.chunks_exact_mut(MAX_FRAME)
+    pub fn each(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.with_headers().map(|spill| spill.get_mut(HEADER_BYTES..).unwrap_or_default())
+    }
+
+    /// Each slot's own, with the room for a header before it.
+    pub(in crate::io) fn with_headers(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        let spills = self.0.chunks_exact_mut(SPILL_BYTES);
+        spills.map(|spill| spill.get_mut(..HEADER_BYTES + MAX_FRAME).unwrap_or_default())
     }
 
     /// The one of the slot at this place.
     pub fn at(&self, index: usize) -> &[u8] {
-        self.0.chunks_exact(MAX_FRAME).nth(index).unwrap_or_default()
+        let spill = self.0.chunks_exact(SPILL_BYTES).nth(index);
+        spill.and_then(|spill| spill.get(HEADER_BYTES..)?.get(..MAX_FRAME)).unwrap_or_default()
     }
 }

@@ -224,7 +224,7 @@ impl Tap {
 
     fn read_each(&self, slots: &mut Slots<'_>, spills: &mut Spills) {
         let mut more = true;
-        for ((slot, pieces), spill) in slots.each().zip(spills.each()) {
+        for ((slot, pieces), spill) in slots.each().zip(spills.with_headers()) {
             // An error is such as an interface that is down or deleted: nothing waits there.
             let bytes = match more {
                 true => sys::read_frame(self.file.as_fd(), &mut slot.header, pieces, spill).ok(),
@@ -262,6 +262,10 @@ impl Port for Tap {
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {
         Some(self.file.as_fd())
+    }
+
+    fn wants_one_piece(&self) -> bool {
+        true
     }
 
     fn send(&mut self, batch: &mut Batch<'_>) {

@@ -1,9 +1,10 @@
 //! Frames to the guest: read from the port straight into the guest's buffers.
 //!
-//! How long a frame is shows only once it was read. Two ways of reading deal with that. Usually
+//! How long a frame is shows only once it was read. Three ways of reading deal with that. Usually
 //! each buffer is expected to hold a frame, and as many are read at once as came the last times. A
 //! frame that turns out longer ends in a spill of ours; then, for a while, frames are read singly,
-//! each into as many buffers as the longest frame needs.
+//! each into as many buffers as the longest frame needs. While all are small, and the port likes it
+//! better, they are read to us and copied: one run of memory costs the kernel much less than three.
 //!
 //! A frame that cannot stay where it was read (its rest is in the spill, or one before it has no
 //! place yet) is held back and copied to its place once there is one. Nothing else is read
@@ -31,6 +32,9 @@ use window::{Fill, Window};
 /// Frames that fit one buffer, in a row, after which no longer ones are expected.
 const SHORT_RUN: u16 = 32;
 
+/// Frames of which none is longer are copied.
+const SMALL_FRAME: usize = 244;
+
 /// A guest's receive ring in use.
 pub(super) struct RxPump<'m> {
     window: Window<'m>,
@@ -41,6 +45,8 @@ pub(super) struct RxPump<'m> {
 /// What frames are expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
+    /// Small ones, about so many at once.
+    Small(usize),
     /// Frames that fit one buffer, about so many at once.
     Many(usize),
     /// Longer ones, until so many in a row were no longer than `short`.
@@ -113,6 +119,12 @@ impl<'m> RxPump<'m> {
         available(&mut self.window.ring, counters) != before
     }
 
+    /// The guest has given buffers since the last look.
+    pub(super) fn is_offered(&mut self, counters: &mut RingCounters) -> bool {
+        let before = self.window.ring.known();
+        available(&mut self.window.ring, counters) != before
+    }
+
     fn round(
         &mut self,
         port: &mut dyn Port,
@@ -125,6 +137,12 @@ impl<'m> RxPump<'m> {
         }
         self.slots.clear();
         match self.mode {
+            Mode::Small(expected) => {
+                let wanted = expected.min(usize::from(limit));
+                for _ in 0..self.window.fill_chains(wanted, counters) {
+                    self.slots.push(std::iter::empty());
+                }
+            }
             Mode::Many(expected) => {
                 let wanted = expected.min(usize::from(limit));
                 let count = self.window.fill_chains(wanted, counters);
@@ -141,11 +159,16 @@ impl<'m> RxPump<'m> {
             return Round::NoBuffers;
         }
         port.receive(&mut self.slots, &mut state.spills);
-        self.settle(state, counters)
+        self.settle(state, counters, port.wants_one_piece())
     }
 
     /// Hands over what was read, or holds it back.
-    fn settle(&mut self, state: &mut RxState, counters: &mut RingCounters) -> Round {
+    fn settle(
+        &mut self,
+        state: &mut RxState,
+        counters: &mut RingCounters,
+        one_piece: bool,
+    ) -> Round {
         let (mut handled, mut longest, mut dry) = (0, 0, false);
         let mut in_place = true;
         for index in 0..self.slots.len() {
@@ -155,6 +178,7 @@ impl<'m> RxPump<'m> {
                 (dry, in_place) = (true, false);
                 continue;
             };
+            dry = false;
             handled += 1;
             in_place &= bytes <= slot.room();
             longest = longest.max(bytes);
@@ -162,13 +186,18 @@ impl<'m> RxPump<'m> {
                 self.window.finish(slot.header, bytes, counters);
                 continue;
             }
+            let spill = state.spills.at(index);
+            if pieces.is_empty() && !state.is_holding() && self.window.has_room_for(bytes) {
+                self.window.write(spill.get(..bytes).unwrap_or_default());
+                self.window.finish(slot.header, bytes, counters);
+                continue;
+            }
             let mut frame = vec![0; bytes.min(slot.room())];
             memory::copy_out(pieces, 0, &mut frame);
-            let spill = state.spills.at(index);
             frame.extend_from_slice(&spill[..(bytes - frame.len()).min(spill.len())]);
             state.hold(Held { header: slot.header, frame });
         }
-        self.learn(handled, longest);
+        self.learn(handled, longest, one_piece);
         match dry && !state.is_holding() {
             true => Round::Dry(handled),
             false => Round::Handled(handled),
@@ -176,12 +205,16 @@ impl<'m> RxPump<'m> {
     }
 
     /// Adapts to the frames that come.
-    fn learn(&mut self, frames: u16, longest: usize) {
+    fn learn(&mut self, frames: u16, longest: usize, one_piece: bool) {
+        // More than came, so that a port that had more is asked for more.
+        let next = (2 * usize::from(frames)).clamp(1, MAX_SLOTS);
         self.mode = match self.mode {
+            Mode::Small(_) if longest > SMALL_FRAME => Mode::Many(next),
+            Mode::Small(_) => Mode::Small(next),
             Mode::Many(_) => match self.slots.at(0).map(|(slot, _)| slot.room()) {
                 Some(short) if longest > short => Mode::Single { run: SHORT_RUN, short },
-                // More than came, so that a port that had more is asked for more.
-                _ => Mode::Many((2 * usize::from(frames)).clamp(1, MAX_SLOTS)),
+                Some(short) if one_piece && longest <= SMALL_FRAME.min(short) => Mode::Small(next),
+                _ => Mode::Many(next),
             },
             Mode::Single { short, .. } if longest > short => Mode::Single { run: SHORT_RUN, short },
             Mode::Single { run: 0, .. } => Mode::Many(1),
@@ -385,6 +418,29 @@ mod tests {
         guest.run();
         assert_eq!(guest.counters.get(Counter::DropNoBuffer), 1);
         assert_eq!(guest.received(), [frame(1500, 2)]);
+    }
+
+    #[test]
+    fn without_mergeable_buffers_a_long_frame_does_not_spill_over_into_the_next_chain() {
+        let memory = memory();
+        let mergeable = 1 << virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+        let mut guest = Guest::new(&memory, 16, all() & !mergeable);
+        for _ in 0..12 {
+            guest.give(2048);
+        }
+        for seed in 0..3 {
+            guest.send(&frame(60, seed));
+        }
+        guest.run();
+        // Twice, since the first one changes how frames are read.
+        for _ in 0..2 {
+            guest.send(&frame(3000, 9));
+            guest.send(&frame(61, 4));
+            guest.run();
+        }
+        assert_eq!(guest.counters.get(Counter::DropNoBuffer), 2);
+        let expected = [frame(60, 0), frame(60, 1), frame(60, 2), frame(61, 4), frame(61, 4)];
+        assert_eq!(guest.received(), expected);
     }
 
     #[test]

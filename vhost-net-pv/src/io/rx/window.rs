@@ -14,7 +14,7 @@ use crate::logic::counters::RingCounters;
 use crate::logic::dirty_log::SliceLog;
 use crate::logic::features::Negotiated;
 use crate::logic::memory::{self, GuestSlice};
-use crate::logic::net_header::RawHeader;
+use crate::logic::net_header::{HEADER_BYTES, RawHeader};
 use crate::logic::ring::{Access, MAX_PIECES, Malformed, Ring};
 
 /// Chains resolved but not used yet.
@@ -68,6 +68,12 @@ impl<'m> Window<'m> {
     pub(super) fn fill(&mut self, bytes: usize, counters: &mut RingCounters) -> Fill {
         self.tidy_up();
         let wanted = self.header_bytes + bytes;
+        // Without mergeable buffers a frame has one chain, which is the next one.
+        if !self.mergeable
+            && let Some(next) = self.chains.front()
+        {
+            return if next.bytes >= wanted { Fill::Enough } else { Fill::Never };
+        }
         let mut have = self.bytes();
         // Bounded: a guest that gives nothing but malformed chains gets no more than this at once.
         for _ in 0..MAX_PIECES {
@@ -97,9 +103,14 @@ impl<'m> Window<'m> {
         self.chains.len().min(count)
     }
 
-    /// Makes one slot of all the room there is.
+    /// Makes one slot of all the room that one frame may have.
     pub(super) fn one_slot(&self, slots: &mut Slots<'m>) {
-        let pieces = self.pieces.get(self.spent..).unwrap_or_default();
+        let mut pieces = self.pieces.get(self.spent..).unwrap_or_default();
+        if !self.mergeable
+            && let Some(next) = self.chains.front()
+        {
+            pieces = pieces.get(..next.pieces).unwrap_or_default();
+        }
         slots.push(memory::pieces(pieces, self.header_bytes));
     }
 
@@ -111,6 +122,11 @@ impl<'m> Window<'m> {
             slots.push(memory::pieces(pieces, self.header_bytes));
             rest = others;
         }
+    }
+
+    /// A frame of `bytes` fits the first chain.
+    pub(super) fn has_room_for(&self, bytes: usize) -> bool {
+        self.chains.front().is_some_and(|chain| chain.bytes - self.header_bytes >= bytes)
     }
 
     /// Copies a frame of ours to its place.
@@ -130,7 +146,11 @@ impl<'m> Window<'m> {
         let used = self.chains_for(total);
         header[10..].copy_from_slice(&used.to_le_bytes());
         let pieces = self.pieces.get(self.spent..).unwrap_or_default();
-        memory::copy_in(pieces, 0, header.get(..self.header_bytes).unwrap_or_default());
+        if self.header_bytes == HEADER_BYTES {
+            memory::put(pieces, &header);
+        } else {
+            memory::copy_in(pieces, 0, header.get(..self.header_bytes).unwrap_or_default());
+        }
         if let Some(log) = &self.log {
             log.mark(pieces, total);
         }

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use nix::libc;
 
 use crate::logic::memory::GuestSlice;
-use crate::logic::net_header::RawHeader;
+use crate::logic::net_header::{HEADER_BYTES, RawHeader};
 use crate::logic::ring::MAX_PIECES;
 
 /// Pieces of a scattered call: the guest's, and ours before and after them.
@@ -33,13 +33,19 @@ pub(in crate::io) fn write_frame(
 }
 
 /// Reads one frame: its header to us, the rest to guest memory and, where that is too small, to
-/// `spill`.
+/// `spill`, behind the room there for a header. Without guest memory that is where the header is read to.
 pub(in crate::io) fn read_frame(
     file: BorrowedFd<'_>,
     header: &mut RawHeader,
     frame: &[GuestSlice<'_>],
     spill: &mut [u8],
 ) -> io::Result<usize> {
+    if frame.is_empty() {
+        let bytes = nix::unistd::read(file, spill)?;
+        *header = spill.first_chunk().copied().unwrap_or_default();
+        return Ok(bytes);
+    }
+    let spill = spill.get_mut(HEADER_BYTES..).unwrap_or_default();
     let mut vectors = Vectors::new();
     vectors.push(header.as_mut_ptr(), header.len());
     vectors.push_guest(frame)?;

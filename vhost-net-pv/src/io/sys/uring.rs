@@ -13,6 +13,7 @@ use nix::libc;
 
 use crate::io::port::{Batch, Slots, Spills};
 use crate::logic::memory::GuestSlice;
+use crate::logic::net_header::HEADER_BYTES;
 
 /// Operations in one call.
 pub(in crate::io) const DEPTH: usize = 64;
@@ -58,6 +59,7 @@ impl Uring {
         submitter.register_files(&[file.as_raw_fd()])?;
         // No system call filter sees what goes through a ring: it can do this and no more.
         submitter.register_restrictions(&mut [
+            Restriction::sqe_op(opcode::Read::CODE),
             Restriction::sqe_op(opcode::Readv::CODE),
             Restriction::sqe_op(opcode::Write::CODE),
             Restriction::sqe_op(opcode::Writev::CODE),
@@ -122,16 +124,28 @@ impl Uring {
         let mut ranges = [(0, 0); DEPTH];
         let mut count = 0;
         self.vectors.clear();
-        for (((slot, pieces), spill), range) in slots.each().zip(spills.each()).zip(&mut ranges) {
+        for (((slot, pieces), spill), range) in
+            slots.each().zip(spills.with_headers()).zip(&mut ranges)
+        {
             let first = self.vectors.len();
-            self.push(slot.header.as_mut_ptr() as usize, slot.header.len());
-            self.push_guest(pieces);
-            self.push(spill.as_mut_ptr() as usize, spill.len());
+            if pieces.is_empty() {
+                self.push(spill.as_mut_ptr() as usize, spill.len());
+            } else {
+                let rest = spill.get_mut(HEADER_BYTES..).unwrap_or_default();
+                self.push(slot.header.as_mut_ptr() as usize, slot.header.len());
+                self.push_guest(pieces);
+                self.push(rest.as_mut_ptr() as usize, rest.len());
+            }
             *range = (first, self.vectors.len() - first);
             count += 1;
         }
         let done = self.run(ranges.get(..count).unwrap_or_default(), read);
-        for ((slot, _), result) in slots.each().zip(&self.results) {
+        for (((slot, pieces), spill), result) in
+            slots.each().zip(spills.with_headers()).zip(&self.results)
+        {
+            if pieces.is_empty() {
+                slot.header = spill.first_chunk().copied().unwrap_or_default();
+            }
             slot.take(usize::try_from(*result).ok());
         }
         done
@@ -209,9 +223,14 @@ fn write(vectors: &[Vector]) -> squeue::Entry {
 }
 
 fn read(vectors: &[Vector]) -> squeue::Entry {
-    opcode::Readv::new(FILE, vectors.as_ptr().cast(), vectors.len() as u32)
-        .rw_flags(libc::RWF_NOWAIT)
-        .build()
+    match vectors {
+        [only] => opcode::Read::new(FILE, only.base as *mut u8, only.length as u32)
+            .rw_flags(libc::RWF_NOWAIT)
+            .build(),
+        several => opcode::Readv::new(FILE, several.as_ptr().cast(), several.len() as u32)
+            .rw_flags(libc::RWF_NOWAIT)
+            .build(),
+    }
 }
 
 impl Drop for Uring {

@@ -32,6 +32,7 @@ pub struct Nic {
     pub queues: u8,
     options: Vec<String>,
     log: PathBuf,
+    log_level: Option<&'static str>,
 }
 
 /// A running backend; it ends with this.
@@ -49,7 +50,16 @@ impl Nic {
             queues: options.queues,
             options: options.pv_options.split_whitespace().map(str::to_owned).collect(),
             log: host.log(&format!("{name}-pv.log")),
+            log_level: None,
         }
+    }
+
+    /// The same with so many queue pairs, and a backend with more options that logs every message.
+    pub fn with(mut self, queues: u8, options: &str) -> Self {
+        self.queues = queues;
+        self.log_level = Some("debug");
+        self.options.extend(options.split_whitespace().map(str::to_owned));
+        self
     }
 
     /// The counters as they are now.
@@ -57,6 +67,11 @@ impl Nic {
         let context = || format!("read {}", self.stats.display());
         let bytes = fs::read(&self.stats).with_context(context)?;
         Snapshot::parse(&bytes).with_context(context)
+    }
+
+    /// What its backends have said so far.
+    pub fn backend_log(&self) -> Result<String> {
+        fs::read_to_string(&self.log).with_context(|| format!("read {}", self.log.display()))
     }
 
     /// A counter of the TAP: `rx_packets`, `tx_bytes`, ...
@@ -79,6 +94,7 @@ impl Backend {
         command.arg("--socket").arg(socket).args(["--tap", &nic.tap, "--bridge", &nic.bridge]);
         command.arg("--stats").arg(&nic.stats).args(["--queues", &nic.queues.to_string()]);
         command.args(&nic.options);
+        command.envs(nic.log_level.map(|level| ("RUST_LOG", level)));
         let mut backend = Self(Child::start("vhost-net-pv", &mut command, &nic.log)?);
         let end = Instant::now() + START;
         while !socket.exists() {

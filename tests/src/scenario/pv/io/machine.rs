@@ -19,12 +19,14 @@ use crate::scenario::pv::logic::result::Resources;
 
 /// The NIC's id in QEMU.
 pub const NIC: &str = "pv";
-/// Its address.
+/// The address of the NIC of [`GUEST`].
 pub const MAC: &str = "52:54:00:77:01:01";
 /// QEMU tries to reach a backend that has gone this often.
 pub const RECONNECT_MS: u64 = 10;
 
 const MEMORY_MIB: u32 = 192;
+/// Under emulation, processors that nobody has to spare only make a boot longer.
+const MAX_CPUS: u8 = 4;
 const START: Duration = Duration::from_secs(60);
 
 /// A running QEMU; it ends with this.
@@ -35,6 +37,22 @@ pub struct Machine {
     shell: Option<Shell>,
     shell_socket: PathBuf,
 }
+
+/// A guest, as its QEMU is told of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Guest {
+    /// Its name.
+    pub name: &'static str,
+    /// The address that it gives to its NIC.
+    pub address: &'static str,
+    /// The NIC's own.
+    pub mac: &'static str,
+    /// More properties of the NIC, each behind a comma.
+    pub properties: &'static str,
+}
+
+/// The one that everything happens to.
+pub const GUEST: Guest = Guest { name: "pv1", address: "10.77.0.11", mac: MAC, properties: "" };
 
 /// What a QEMU is started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +65,7 @@ pub enum Start {
 
 impl Machine {
     /// Starts a QEMU with its files named after `name`.
-    pub fn start(host: &Host, name: &str, nic: &Nic, how: Start) -> Result<Self> {
+    pub fn start(host: &Host, name: &str, nic: &Nic, guest: &Guest, how: Start) -> Result<Self> {
         let path = |end: &str| host.run.join(format!("{name}-{end}.sock"));
         let (qmp, shell_socket) = (path("qmp"), path("shell"));
         for socket in [&qmp, &shell_socket] {
@@ -55,10 +73,13 @@ impl Machine {
         }
         let mut command = Command::new("qemu-system-x86_64");
         let console = host.log(&format!("{name}-console.log"));
-        command.args(arguments(host, name, nic, [&qmp, &shell_socket, &console]));
+        command.args(arguments(host, name, nic, guest, [&qmp, &shell_socket, &console]));
         command.args(["-kernel", &variable("FLEXVF_GUEST_KERNEL")?]);
         command.args(["-initrd", &variable("FLEXVF_GUEST_INITRD")?, "-append"]);
-        command.arg(variable("FLEXVF_GUEST_APPEND")? + " " + GUEST_APPEND);
+        // As the guest image reads it; see scripts/testbed/guest-init.
+        let Guest { name: called, address, .. } = guest;
+        let who = format!("flexvf.name={called} flexvf.ip={address}/24 flexvf.bond=off");
+        command.arg(variable("FLEXVF_GUEST_APPEND")? + " " + &who);
         if how == Start::Incoming {
             command.args(["-incoming", "defer"]);
         }
@@ -111,10 +132,13 @@ impl Machine {
     }
 }
 
-/// As the guest image reads it; see scripts/testbed/guest-init.
-const GUEST_APPEND: &str = "flexvf.name=pv1 flexvf.ip=10.77.0.11/24 flexvf.bond=off";
-
-fn arguments(host: &Host, name: &str, nic: &Nic, [qmp, shell, console]: [&Path; 3]) -> Vec<String> {
+fn arguments(
+    host: &Host,
+    name: &str,
+    nic: &Nic,
+    guest: &Guest,
+    [qmp, shell, console]: [&Path; 3],
+) -> Vec<String> {
     let cpu = if host.accel == "kvm" { "host" } else { "max" };
     // Devices that the guest has no use for cost exits when they are probed.
     let machine = "q35,memory-backend=ram,sata=off,smbus=off,i8042=off,hpet=off,vmport=off";
@@ -123,9 +147,11 @@ fn arguments(host: &Host, name: &str, nic: &Nic, [qmp, shell, console]: [&Path; 
     let (mq, vectors) = (if queues > 1 { "on" } else { "off" }, 2 * queues + 2);
     let backend = format!("socket,id={NIC},path={path},reconnect-ms={RECONNECT_MS}");
     let netdev = format!("vhost-user,id={NIC},chardev={NIC},queues={queues}");
+    let Guest { mac, properties, .. } = guest;
     let device = format!(
-        "virtio-net-pci,id={NIC},netdev={NIC},mac={MAC},romfile=,mq={mq},vectors={vectors}"
+        "virtio-net-pci,id={NIC},netdev={NIC},mac={mac},romfile=,mq={mq},vectors={vectors}{properties}"
     );
+    let cpus = queues.min(MAX_CPUS);
     let shell = format!("socket,id=shell,path={},server=on,wait=off", shell.display());
     let lines = [
         format!("-name {name} -nodefaults -display none -machine {machine}"),
@@ -134,7 +160,7 @@ fn arguments(host: &Host, name: &str, nic: &Nic, [qmp, shell, console]: [&Path; 
         format!("-chardev file,id=console,append=on,path={}", console.display()),
         "-device virtio-serial-pci -device virtconsole,chardev=console".into(),
         format!("-chardev {shell} -device virtserialport,chardev=shell,name=flexvf.shell"),
-        format!("-smp {queues} -chardev {backend} -netdev {netdev} -device {device}"),
+        format!("-smp {cpus} -chardev {backend} -netdev {netdev} -device {device}"),
     ];
     let words = lines.iter().flat_map(|line| line.split(' '));
     words.map(str::to_owned).collect()

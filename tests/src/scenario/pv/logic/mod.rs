@@ -1,4 +1,5 @@
 //! What the PV scenario concludes. No process, socket or clock.
 
+pub mod agreed;
 pub mod ledger;
 pub mod result;
