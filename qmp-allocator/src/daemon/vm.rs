@@ -174,7 +174,11 @@ impl VmTask {
             tokio::select! {
                 biased;
                 order = self.orders.recv() => match order {
-                    Some(order) => self.obey(Some(&link.vmm), order).await,
+                    Some(order) => {
+                        self.obey(Some(&link.vmm), order).await;
+                        // A switch says itself what becomes of the bond.
+                        bond_looks.reset();
+                    }
                     None => return false,
                 },
                 event = link.events.next() => match event {
@@ -190,7 +194,7 @@ impl VmTask {
                 }
                 // Which path its bond uses may have changed without an event.
                 _ = bond_looks.tick(), if self.holds.is_some() && self.guest.is_ready() => {
-                    self.look_at_guest().await;
+                    self.check_guest().await;
                 }
                 _ = samples.tick() => self.sample().await,
                 _ = agent_look.tick(), if self.look_due || !self.guest.is_ready() => {

@@ -83,7 +83,7 @@ impl Guest {
             Ok(status) => bond_of(&status, vm.mac),
             Err(error) => AgentView::Silent(error.to_string()),
         };
-        self.ready = view == AgentView::Ready;
+        self.ready = matches!(view, AgentView::Ready { .. });
         view
     }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use flexvf_protocol::agent::Path;
 use qmp_allocator::logic::engine::{AgentView, Command, Engine, Event, Settings, VmSpec};
 use qmp_allocator::logic::policy::Strategy;
 use qmp_allocator::logic::rate::{Count, Sample, Trust};
@@ -17,6 +18,7 @@ const VMS: usize = 10_000;
 const BOUND_MS: f64 = 5.0;
 const POOL: &str = "default";
 const INTERVAL: Duration = Duration::from_secs(300);
+const READY: AgentView = AgentView::Ready { active: Some(Path::Pv) };
 
 /// The engine alone, in this process, and its time.
 #[derive(Default)]
@@ -79,7 +81,7 @@ impl Decide {
         for vm in 0..VMS {
             let spec = VmSpec { pool: POOL.into(), pin: None };
             engine.on(self.now, Event::Registered { vm: name(vm)?, spec });
-            engine.on(self.now, Event::Agent { vm: name(vm)?, view: AgentView::Ready });
+            engine.on(self.now, Event::Agent { vm: name(vm)?, view: READY });
         }
         for vm in 0..VMS {
             let free_port = Some("rp1".into());
