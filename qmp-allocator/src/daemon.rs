@@ -26,7 +26,7 @@ use self::vm::{Grid, Order, Shared, VmTask};
 use crate::config::{Config, Pool, PoolKind, VmConfig};
 use crate::control::{ControlError, ControlServer, Query};
 use crate::io::registry::Registry;
-use crate::logic::engine::{Command, Engine, Event, Settings, VmSpec};
+use crate::logic::engine::{Command, Engine, Event, Saved, SavedPool, Settings, VmSpec};
 use crate::logic::status::{Problem, Status};
 use crate::logic::switch::{Limits, Outcome, Report};
 
@@ -180,7 +180,7 @@ impl Daemon {
                 info!(%vm, "VM forgotten");
             }
             Command::Save(saved) => {
-                self.tell_round();
+                self.tell_round(&saved);
                 self.state.write(saved);
             }
             Command::Tell(end) => {
@@ -204,7 +204,11 @@ impl Daemon {
         self.vms.get(vm).is_some_and(|handle| handle.orders.try_send(order).is_ok())
     }
 
-    fn tell_round(&self) {
+    /// In one line for a pool; a line for each VM is for those who want to know its why.
+    fn tell_round(&self, saved: &Saved) {
+        for (pool, SavedPool { ranking, winners, .. }) in &saved.pools {
+            info!(round = saved.round, pool, ranked = ranking.len(), winners, "decided");
+        }
         if !enabled!(Level::DEBUG) {
             return;
         }

@@ -168,7 +168,7 @@ impl VmTask {
         let mut samples = self.shared.grid.samples(&self.name);
         let mut agent_look = every(AGENT_LOOK);
         let mut looks = self.shared.grid.looks(&self.name);
-        let mut bond_looks = every(BOND_LOOK);
+        let mut soon_looks = every(SOON_LOOK);
         loop {
             // Orders first: a guest that makes events as fast as it can must not keep its VF by it.
             tokio::select! {
@@ -177,7 +177,7 @@ impl VmTask {
                     Some(order) => {
                         self.obey(Some(&link.vmm), order).await;
                         // A switch says itself what becomes of the bond.
-                        bond_looks.reset();
+                        soon_looks.reset();
                     }
                     None => return false,
                 },
@@ -192,8 +192,10 @@ impl VmTask {
                     self.observe(&link.vmm).await;
                     self.check_guest().await;
                 }
-                // Which path its bond uses may have changed without an event.
-                _ = bond_looks.tick(), if self.holds.is_some() && self.guest.is_ready() => {
+                _ = soon_looks.tick(), if self.may_change_unseen() => {
+                    if !self.complaints.is_empty() {
+                        self.observe(&link.vmm).await;
+                    }
                     self.check_guest().await;
                 }
                 _ = samples.tick() => self.sample().await,
@@ -205,6 +207,11 @@ impl VmTask {
                 }
             }
         }
+    }
+
+    /// Which path the bond of a guest with a VF uses, and whether a complaint still holds, no event says.
+    fn may_change_unseen(&self) -> bool {
+        !self.complaints.is_empty() || self.holds.is_some() && self.guest.is_ready()
     }
 
     async fn on_vmm_event(&mut self, vmm: &QmpVmm, event: VmmEvent) {
@@ -289,5 +296,5 @@ fn every(period: Duration) -> Interval {
 
 /// Between two looks at a guest whose agent is not ready.
 const AGENT_LOOK: Duration = Duration::from_secs(1);
-/// Pause between two looks at the bond of a guest that has a VF.
-const BOND_LOOK: Duration = Duration::from_secs(10);
+/// Between two looks at a VM of which something may change that nobody tells.
+const SOON_LOOK: Duration = Duration::from_secs(10);
