@@ -129,8 +129,8 @@ impl Daemon {
         let saved = state::read(&config.state_file);
         let host =
             Host::new(&config).map_err(|error: HostError| DaemonError::Host(error.to_string()))?;
-        let shared =
-            Shared { host, deadlines: config.deadlines, grid: Grid::new(config.sample_interval) };
+        let grid = Grid::new(config.sample_interval, config.interval);
+        let shared = Shared { host, deadlines: config.deadlines, grid };
         Ok(Self {
             engine: Engine::new(now(), settings(&config), &names, saved),
             registry: Registry::new(config.vms_dir.clone()),

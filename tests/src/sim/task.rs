@@ -45,6 +45,7 @@ pub struct Task {
     /// Nobody can give it orders any more.
     pub ending: bool,
     timers: Timers,
+    look_period: Duration,
 }
 
 /// The connection to QEMU.
@@ -121,8 +122,8 @@ const SOON_LOOK: Duration = Duration::from_secs(10);
 const AGENT_LOOK: Duration = Duration::from_secs(1);
 
 impl Task {
-    /// A task that has seen nothing.
-    pub fn new(now: Duration) -> Self {
+    /// A task that has seen nothing, of a daemon that decides once in this interval.
+    pub fn new(now: Duration, interval: Duration) -> Self {
         Self {
             orders: VecDeque::new(),
             news: VecDeque::new(),
@@ -141,6 +142,7 @@ impl Task {
             last_said: now,
             ending: false,
             timers: Timers::default(),
+            look_period: interval.max(LOOK_PERIOD),
         }
     }
 
@@ -252,7 +254,7 @@ impl Task {
 
     fn timer(&mut self, now: Duration, sample_interval: Duration) -> Option<Job> {
         if self.timers.observe <= now {
-            self.timers.observe = now + LOOK_PERIOD;
+            self.timers.observe = now + self.look_period;
             return Some(Job::Observe { guest: true });
         }
         if self.timers.soon <= now && self.may_change_unseen() {

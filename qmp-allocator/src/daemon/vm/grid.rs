@@ -14,23 +14,25 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 #[derive(Debug)]
 pub(in crate::daemon) struct Grid {
     began: Instant,
-    interval: Duration,
+    sample_interval: Duration,
+    look_period: Duration,
 }
 
 impl Grid {
-    /// From now on, each VM once in each interval.
-    pub(in crate::daemon) fn new(interval: Duration) -> Self {
-        Self { began: Instant::now(), interval }
+    /// From now on: each VM is sampled once in each sample interval, and looked at once before each
+    /// decision, but no oftener than [`LOOK_PERIOD`].
+    pub(in crate::daemon) fn new(sample_interval: Duration, interval: Duration) -> Self {
+        Self { began: Instant::now(), sample_interval, look_period: interval.max(LOOK_PERIOD) }
     }
 
     /// Ticks when a VM is to be sampled.
     pub(super) fn samples(&self, vm: &VmName) -> Interval {
-        self.every(vm, self.interval, SAMPLE_SLOTS)
+        self.every(vm, self.sample_interval, SAMPLE_SLOTS)
     }
 
     /// Ticks when a VM is to be looked at.
     pub(super) fn looks(&self, vm: &VmName) -> Interval {
-        self.every(vm, LOOK_PERIOD, LOOK_SLOTS)
+        self.every(vm, self.look_period, LOOK_SLOTS)
     }
 
     fn every(&self, vm: &VmName, period: Duration, slots: u32) -> Interval {

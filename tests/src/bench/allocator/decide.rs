@@ -96,7 +96,9 @@ impl Decide {
         }
         self.sample(&mut engine)?;
         let vfs = (0..VFS).map(|vf| VfId::new(format!("vf{vf:02}"))).collect();
-        let commands = engine.on(self.now, Event::Pool { pool: POOL.into(), vfs, problem: None });
+        engine.on(self.now, Event::Pool { pool: POOL.into(), vfs, problem: None });
+        self.now += INTERVAL;
+        let commands = engine.on(self.now, Event::Tick);
         self.switch(&mut engine, commands)?;
         Ok(engine)
     }
@@ -143,10 +145,9 @@ fn answers(command: Command) -> Vec<Event> {
         Command::Act { vm, action: Action::Join, .. } => {
             vec![Event::Done { vm, report: Report::Vf(VfState::Ready) }]
         }
-        Command::Act { vm, vf, action: Action::Unplug, .. } => vec![
-            Event::Done { vm: vm.clone(), report: Report::Ok },
-            Event::Deleted { vm, vf },
-        ],
+        Command::Act { vm, vf, action: Action::Unplug, .. } => {
+            vec![Event::Done { vm: vm.clone(), report: Report::Ok }, Event::Deleted { vm, vf }]
+        }
         Command::Act { vm, .. } => vec![Event::Done { vm, report: Report::Ok }],
         Command::Observe(vm) => {
             vec![Event::Observed { vm, held: None, free_port: Some("rp1".into()) }]
