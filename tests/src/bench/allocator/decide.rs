@@ -38,6 +38,11 @@ impl Experiment for Decide {
         vec![bounded("decide-10000-vms", "ms", "the bound")]
     }
 
+    /// One takes some milliseconds.
+    fn pairs(&self, asked: usize) -> usize {
+        asked * 5
+    }
+
     fn run(&mut self, side: Side, _rows: &[Row]) -> Result<Vec<f64>> {
         Ok(vec![match side {
             Side::Ours => self.decide()?,
