@@ -13,12 +13,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flexvf_protocol::{MacAddr, PciAddress};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use self::health::Health;
 use super::state::boot_id;
 use crate::config::{Config, EmulatedPool, Pool, PoolKind, SriovPool, VfRange, VfioKind, VmConfig};
 use crate::io::found::Found;
-use crate::io::netlink::{Netlink, NetlinkError};
+use crate::io::netlink::{self, Counters, Netlink, NetlinkError};
 use crate::io::sysfs::{Sysfs, SysfsError};
 use crate::logic::rate::{Count, Trust};
 use crate::logic::vf::VfId;
@@ -34,6 +36,8 @@ pub(super) struct Host {
     mac_seed: u64,
     found: Arc<Found>,
     health: Health,
+    /// By pool.
+    counted: Mutex<BTreeMap<String, Counted>>,
 }
 
 /// Where a VF is.
@@ -45,6 +49,16 @@ struct VfAt {
     index: u32,
     address: PciAddress,
 }
+
+/// Counters of a PF's VFs, where the driver has them, at one moment.
+#[derive(Debug)]
+struct Counted {
+    at: Instant,
+    vfs: BTreeMap<PciAddress, Option<Counters>>,
+}
+
+/// Well below a sample interval, and longer than it takes to sample what is due at one moment.
+const SHARED_FOR: Duration = Duration::from_millis(10);
 
 /// Why the host did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +107,7 @@ impl Host {
             mac_seed: host_seed(),
             found: Arc::new(Found::new(config.state_file.with_extension("vfs"), boot_id())),
             health: Health::default(),
+            counted: Mutex::default(),
         })
     }
 
@@ -102,7 +117,7 @@ impl Host {
             PoolKind::Sriov(sriov) => self.sriov_vfs(&pool.name, sriov).await,
             PoolKind::Emulated(emulated) => {
                 for tap in &emulated.taps {
-                    if let Err(error) = self.netlink.link(tap).await {
+                    if let Err(error) = netlink::index_of(tap) {
                         return (Vec::new(), Some(error.to_string()));
                     }
                 }
@@ -161,14 +176,30 @@ impl Host {
     pub(super) async fn count(&self, vm: &VmConfig, vf: &VfId, tenure: u64) -> Option<Count> {
         let counters = match &self.pool(vm).ok()?.kind {
             PoolKind::Sriov(sriov) => {
-                let at = self.function(vm, sriov, vf).ok()?;
-                let vfs = self.netlink.vfs(&at.pf).await.ok()?;
-                vfs.into_iter().find(|vf| vf.index == at.index)?.counters?
+                self.count_sriov(&vm.pool, sriov, address(vm, vf).ok()?).await?
             }
-            PoolKind::Emulated(_) => self.netlink.link(vf.as_str()).await.ok()?.counters,
+            PoolKind::Emulated(_) => self.netlink.counters(vf.as_str()).await.ok()?,
         };
         let packets = counters.rx_packets.wrapping_add(counters.tx_packets);
         Some(Count { epoch: tenure, packets, trust: Trust::Host })
+    }
+
+    /// The kernel tells of all VFs of a PF at once: VMs that are sampled together share its answer.
+    async fn count_sriov(&self, pool: &str, sriov: &SriovPool, vf: PciAddress) -> Option<Counters> {
+        let mut counted = self.counted.lock().await;
+        let fresh = counted.get(pool).filter(|counted| counted.at.elapsed() < SHARED_FOR);
+        if fresh.is_none() {
+            let (at, (functions, _)) = (Instant::now(), self.functions(sriov));
+            let mut vfs = BTreeMap::new();
+            for pf in &sriov.pfs {
+                let Ok(seen) = self.netlink.vfs(pf).await else { continue };
+                let counters = |index| seen.iter().find(|vf| vf.index == index)?.counters;
+                let of_pf = functions.iter().filter(|vf| vf.pf == *pf);
+                vfs.extend(of_pf.map(|vf| (vf.address, counters(vf.index))));
+            }
+            counted.insert(pool.to_owned(), Counted { at, vfs });
+        }
+        *counted.get(pool)?.vfs.get(&vf)?
     }
 
     fn pool(&self, vm: &VmConfig) -> Result<&Pool, HostError> {
