@@ -81,7 +81,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
             Some(event) = daemon.events.recv() => vec![event],
             () = sleep_until(wake_at) => vec![Event::Tick],
             _ = scan.tick() => daemon.scan(),
-            query = control.next() => { answer(query, &daemon); Vec::new() }
+            query = control.next() => answer(query, &daemon),
         };
         daemon.handle(events, &control);
     }
@@ -89,11 +89,18 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     Ok(())
 }
 
-fn answer(query: Query, daemon: &Daemon) {
+/// What the engine is to hear of it. Whoever asked may have gone.
+fn answer(query: Query, daemon: &Daemon) -> Vec<Event> {
     match query {
         Query::Status(reply) => {
-            // Whoever asked may have gone.
             let _ = reply.send(daemon.status());
+            Vec::new()
+        }
+        Query::Clear(vf, reply) => {
+            let may = daemon.engine.status(now()).may_clear(&vf);
+            let events = may.iter().map(|()| Event::Clear(vf.clone())).collect();
+            let _ = reply.send(may);
+            events
         }
     }
 }

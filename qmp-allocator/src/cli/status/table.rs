@@ -56,7 +56,11 @@ pub(super) fn render(status: &Value) -> String {
     out
 }
 
-fn table<const N: usize>(out: &mut String, head: [&str; N], rows: Vec<[String; N]>) {
+pub(in crate::cli) fn table<const N: usize>(
+    out: &mut String,
+    head: [&str; N],
+    rows: Vec<[String; N]>,
+) {
     let head = head.map(str::to_owned);
     let mut widths = [0; N];
     for row in std::iter::once(&head).chain(&rows) {

@@ -84,6 +84,8 @@ pub enum Event {
         /// What is wrong with it.
         problem: Option<String>,
     },
+    /// An operator has done something about a VF that is quarantined or rests.
+    Clear(VfId),
     /// An action has ended.
     Done {
         /// Whose.
@@ -104,7 +106,7 @@ impl Event {
     /// Whom it is about, if it is a VM.
     pub(super) const fn vm(&self) -> Option<&VmName> {
         match self {
-            Self::Tick | Self::Pool { .. } => None,
+            Self::Tick | Self::Pool { .. } | Self::Clear(_) => None,
             Self::Unregistered(vm)
             | Self::Reset(vm)
             | Self::Registered { vm, .. }
