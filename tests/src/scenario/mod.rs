@@ -1,7 +1,7 @@
 //! Scenarios: real guests, the real daemon, load that moves, and a verdict.
 //!
 //! `flexvf-scenario` runs on the testbed's host. [`stage`] holds what every scenario has running;
-//! [`follow`] is the demo, [`crash`] kills the daemon and a QEMU, [`bad_input`] makes every mistake
+//! [`follow`] is the demo, [`crash`] kills the daemon and a QEMU at any time, [`matrix`] at each moment of a switch, [`bad_input`] makes every mistake
 //! that an operator can; [`pv`] has no daemon and is about the PV path alone. What a scenario sees goes to stdout as it happens, to `details.json` in the
 //! testbed's folder, and in the promised form to the file of `--json`.
 
@@ -10,6 +10,7 @@ pub mod crash;
 pub mod follow;
 pub mod io;
 pub mod logic;
+pub mod matrix;
 pub mod pv;
 pub mod stage;
 
@@ -71,6 +72,9 @@ pub struct Options {
     /// What to do to the guest, in this order (pv; default: everything)
     #[arg(long, value_enum, value_delimiter = ',')]
     pub steps: Vec<pv::Play>,
+    /// Play one cell in so many only, and all of the rest (matrix)
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    pub every: u8,
     /// The script that starts a guest of the testbed
     #[arg(long, default_value = "scripts/testbed/guest")]
     pub guest_script: PathBuf,
@@ -86,6 +90,8 @@ pub enum Scenario {
     Follow,
     /// The daemon is killed in the middle of switches, and a guest is
     Crash,
+    /// The daemon or a QEMU is killed at each moment of a switch, and guests misbehave (fast-host)
+    Matrix,
     /// Every mistake in configuration and registration, one line each
     BadInput,
     /// The PV path alone: kills, reconnects, reboot, migration, counters
@@ -125,6 +131,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let played = match options.scenario {
         Scenario::Follow => follow::play(options, &host),
         Scenario::Crash => crash::play(options, &host),
+        Scenario::Matrix => matrix::play(options, &host),
         Scenario::BadInput => bad_input::play(options, &host),
         Scenario::Pv => return pv::run(options, &host),
     };

@@ -55,6 +55,17 @@ impl QmpClient {
         }
     }
 
+    /// Waits for an event of this name; its data.
+    pub fn event(&mut self, name: &str) -> Result<Value> {
+        loop {
+            let line: Value = serde_json::from_str(&self.read()?)
+                .with_context(|| format!("{}: {name}", self.path.display()))?;
+            if line["event"] == name {
+                return Ok(line["data"].clone());
+            }
+        }
+    }
+
     fn read(&mut self) -> Result<String> {
         let mut line = String::new();
         let mut bounded = (&mut self.stream).take(MAX_LINE);
