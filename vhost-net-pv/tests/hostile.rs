@@ -185,9 +185,11 @@ fn a_thousand_connections_aborted_in_mid_message_leave_nothing_behind() {
 }
 
 fn send_head(stream: &UnixStream, request: FrontendReq, size: u32, fds: &[RawFd]) {
-    let words = [u32::from(request), 1 | NEED_REPLY, size];
-    let head: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    send_raw(stream, &head, fds);
+    send_raw(stream, &head(request, size), fds);
+}
+
+fn head(request: FrontendReq, size: u32) -> Vec<u8> {
+    [u32::from(request), 1 | NEED_REPLY, size].iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
 fn send_raw(stream: &UnixStream, bytes: &[u8], fds: &[RawFd]) {
@@ -348,4 +350,34 @@ fn a_message_that_trickles_in_is_cut_off_as_one_that_stops() {
     backend.until("it is refused", || refused(&backend) == 1);
     serves(&backend);
     assert!(backend.end());
+}
+
+#[test]
+fn replies_that_nobody_reads_end_the_connection_and_hold_nothing_up() {
+    let backend = Backend::start("null", 1);
+    let deaf = || {
+        let stream = common::connect(&backend.socket());
+        stream.set_nonblocking(true).unwrap();
+        let question = head(FrontendReq::GET_FEATURES, 0);
+        let mut taken = Instant::now();
+        while taken.elapsed() < Duration::from_millis(300) {
+            match io::Write::write(&mut &stream, &question) {
+                Ok(_) => taken = Instant::now(),
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        stream
+    };
+    let began = Instant::now();
+    let first = deaf();
+    backend.until("it is refused", || refused(&backend) == 1);
+    assert!(began.elapsed() > Duration::from_secs(4), "after {:?}", began.elapsed());
+    assert!(backend.log().contains("took no reply"), "{}", backend.log());
+    drop(first);
+    let _second = deaf();
+    backend.until("its questions stay", || backend.page().header(Header::Connected) == 1);
+    std::thread::sleep(Duration::from_millis(200));
+    let began = Instant::now();
+    assert!(backend.end());
+    assert!(began.elapsed() < Duration::from_secs(2), "the end took {:?}", began.elapsed());
 }

@@ -9,6 +9,11 @@ use flexvf_protocol::stats_page::MAX_QUEUE_PAIRS;
 
 use crate::logic::feature_names::FeatureSet;
 
+/// `IFNAMSIZ` (linux/if.h), less the zero at the end.
+const MAX_NAME_BYTES: usize = 15;
+/// What the tun driver allows: 65535 less an Ethernet header.
+const MAX_TAP_MTU: i64 = 65_521;
+
 mod open;
 mod tuning;
 
@@ -105,10 +110,11 @@ pub struct ServeArgs {
     pub port: PortArgs,
     /// Make the TAP a port of this bridge
     #[arg(long, value_name = "NAME", conflicts_with_all = ["tap_fd", "port"], help_heading = "Network")]
+    #[arg(value_parser = interface_name)]
     pub bridge: Option<String>,
     /// MTU of the TAP [default: as it is; 1500 when new]
     #[arg(long, value_name = "BYTES", conflicts_with_all = ["tap_fd", "port"], help_heading = "Network")]
-    #[arg(value_parser = clap::value_parser!(u16).range(68..))]
+    #[arg(value_parser = clap::value_parser!(u16).range(68..=MAX_TAP_MTU))]
     pub mtu: Option<u16>,
 
     /// How queues are served.
@@ -131,7 +137,7 @@ pub struct ServeArgs {
 #[command(next_help_heading = "Network")]
 pub struct PortArgs {
     /// TAP interface; made if it does not exist, and then removed in the end
-    #[arg(long, value_name = "NAME", group = "frames")]
+    #[arg(long, value_name = "NAME", group = "frames", value_parser = interface_name)]
     pub tap: Option<String>,
     /// Open descriptors of a TAP with a virtio-net header, one a queue pair
     #[arg(long, value_name = "N,…", value_delimiter = ',', group = "frames")]
@@ -181,6 +187,23 @@ pub enum Switch {
     Off,
 }
 
+/// What the kernel takes as an interface's name (`dev_valid_name` in net/core/dev.c), but for `%`,
+/// which would ask it to choose a number.
+fn interface_name(text: &str) -> Result<String, String> {
+    let odd = |c: char| matches!(c, '/' | ':' | '%') || c.is_whitespace() || c.is_control();
+    match text {
+        "" => Err("an interface has a name".to_owned()),
+        "." | ".." => Err("no interface has this name".to_owned()),
+        _ if text.len() > MAX_NAME_BYTES => {
+            Err(format!("longer than {MAX_NAME_BYTES} bytes, which no interface's name is"))
+        }
+        _ => match text.chars().find(|c| odd(*c)) {
+            Some(odd) => Err(format!("{odd:?} stands in no interface's name")),
+            None => Ok(text.to_owned()),
+        },
+    }
+}
+
 /// Pauses between two tables: shorter ones show noise, longer ones are slips of the finger.
 fn interval(text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<f64>().ok().filter(|seconds| (0.1..=86_400.0).contains(seconds));
@@ -217,6 +240,13 @@ mod tests {
             "vhost-net-pv --socket S --connect C --tap vm0",
             "vhost-net-pv --socket S --tap vm0 --port null",
             "vhost-net-pv --socket S --tap vm0 --queues 0",
+            "vhost-net-pv --socket S --tap vm0 --mtu 65522",
+            "vhost-net-pv --socket S --tap a/b",
+            "vhost-net-pv --socket S --tap v%d",
+            "vhost-net-pv --socket S --tap ..",
+            "vhost-net-pv --socket S --tap=",
+            "vhost-net-pv --socket S --tap sixteen-bytes-na",
+            "vhost-net-pv --socket S --tap vm0 --bridge br:0",
             "vhost-net-pv --socket S --tap vm0 --queues 17",
             "vhost-net-pv --socket S --port null --bridge br0",
             "vhost-net-pv --socket S --port null --poll-us 1001",

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 
 use anyhow::{Context, bail};
+use tracing::warn;
 
 use super::{FeaturesArgs, Method, PortArgs, ServeArgs, Switch, TestPort};
 use crate::FrontEnds;
@@ -39,8 +40,15 @@ pub struct Probed {
 struct Ports {
     ports: Vec<Box<dyn Port>>,
     offloads: Offloads,
-    /// The interface, if it is ours to change.
-    interface: Option<String>,
+    /// The interface behind them, if there is one.
+    interface: Option<Interface>,
+}
+
+/// An interface that frames go to.
+struct Interface {
+    name: String,
+    /// It was asked for by name, not given as descriptors: it is ours to change.
+    ours: bool,
 }
 
 impl ServeArgs {
@@ -51,13 +59,14 @@ impl ServeArgs {
     pub fn open(&self) -> anyhow::Result<Opened> {
         let queue_pairs = self.port.queue_pairs();
         let tuning = self.tuning.resolve(queue_pairs)?;
+        self.check_descriptors()?;
         let stats = match &self.stats {
             Some(path) => StatsPage::open(path, queue_pairs)?,
             None => StatsPage::private(queue_pairs)?,
         };
         let ports = self.port.open()?;
-        if let Some(name) = &ports.interface {
-            self.set_up(name)?;
+        if let Some(interface) = ports.interface.as_ref().filter(|interface| interface.ours) {
+            self.set_up(&interface.name)?;
         }
         let features = match &self.features {
             Some(set) => {
@@ -79,12 +88,22 @@ impl ServeArgs {
         })
     }
 
+    /// Each descriptor has one use; the first to be done with it would close it for all.
+    fn check_descriptors(&self) -> anyhow::Result<()> {
+        let given = || self.port.tap_fd.iter().chain(&self.fd);
+        match given().find(|number| given().filter(|other| other == number).count() > 1) {
+            Some(number) => bail!("descriptor {number} is given twice"),
+            None => Ok(()),
+        }
+    }
+
     fn front_ends(&self) -> anyhow::Result<FrontEnds> {
         match (&self.socket, &self.connect, self.fd) {
             (Some(path), None, None) => Ok(FrontEnds::listen(path)?),
-            (None, Some(path), None) => Ok(FrontEnds::Connect(path.clone())),
+            (None, Some(path), None) => FrontEnds::connecting(path).context("--connect"),
             (None, None, Some(number)) => {
-                FrontEnds::from_fd(take(number)?).with_context(|| format!("--fd {number}"))
+                let given = || format!("--fd {number}");
+                FrontEnds::from_fd(take(number).with_context(given)?).with_context(given)
             }
             _ => match systemd::activation_socket()? {
                 Some(number) => FrontEnds::from_fd(take(number)?).context("systemd's socket"),
@@ -147,7 +166,8 @@ impl PortArgs {
         match (&self.tap, self.port) {
             (None, Some(kind)) => self.test_ports(kind),
             (Some(name), None) => {
-                Ok(Ports { interface: Some(name.clone()), ..self.named_tap(name)? })
+                let interface = Some(Interface { name: name.clone(), ours: true });
+                Ok(Ports { interface, ..self.named_tap(name)? })
             }
             _ if self.tap_fd.is_empty() => {
                 bail!("say where frames go: --tap NAME, --tap-fd N,… or --port KIND")
@@ -170,11 +190,30 @@ impl PortArgs {
             );
         }
         let open = |number: &RawFd| {
-            Tap::from_fd(take(*number)?, self.io.into())
+            take(*number)
+                .and_then(|fd| Ok(Tap::from_fd(fd, self.io.into())?))
                 .with_context(|| format!("--tap-fd {number}"))
         };
-        let taps = self.tap_fd.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Ports::of_taps(taps))
+        let taps: Vec<_> = self.tap_fd.iter().map(open).collect::<Result<_, _>>()?;
+        if let [first, others @ ..] = &*taps {
+            if let Some(other) = others.iter().find(|tap| tap.name() != first.name()) {
+                bail!(
+                    "--tap-fd: descriptors of two interfaces, {} and {}: give the queues of one",
+                    first.name(),
+                    other.name()
+                );
+            }
+            if !others.is_empty() && !first.is_multi_queue() {
+                bail!(
+                    "--tap-fd: {} has one queue: make it with multi_queue, and attach once for \
+                     each descriptor",
+                    first.name()
+                );
+            }
+        }
+        let name = taps.first().map(|tap| tap.name().to_owned());
+        let interface = name.map(|name| Interface { name, ours: false });
+        Ok(Ports { interface, ..Ports::of_taps(taps) })
     }
 
     fn test_ports(&self, kind: TestPort) -> anyhow::Result<Ports> {
@@ -224,22 +263,28 @@ fn netdev() -> anyhow::Result<Netdev> {
 type MtuSetter = Box<dyn FnMut(u16) -> io::Result<()> + Send>;
 
 /// A guest that was promised large frames needs an interface that carries them.
-fn mtu_setter(interface: Option<String>, sandbox: Switch) -> anyhow::Result<MtuSetter> {
-    let Some(name) = interface else {
+fn mtu_setter(interface: Option<Interface>, sandbox: Switch) -> anyhow::Result<MtuSetter> {
+    let Some(Interface { name, ours }) = interface else {
         return Ok(Box::new(|_mtu| Ok(())));
     };
     let netdev = netdev()?;
     Ok(Box::new(move |mtu| {
-        let now = netdev.mtu(&name).map_err(io::Error::other)?;
-        if now >= u32::from(mtu) {
-            return Ok(());
-        }
-        match sandbox {
-            Switch::Off => netdev.set_mtu(&name, mtu).map_err(io::Error::other),
+        let now = match netdev.mtu(&name) {
+            Ok(now) => now,
+            Err(error) if ours => return Err(io::Error::other(error)),
+            // It came as a descriptor, and is in another network namespace or by another name.
+            Err(error) => {
+                warn!(%error, mtu, "whether the interface carries this MTU is not known");
+                return Ok(());
+            }
+        };
+        let advice = match (ours, sandbox) {
+            _ if now >= u32::from(mtu) => return Ok(()),
+            (true, Switch::Off) => return netdev.set_mtu(&name, mtu).map_err(io::Error::other),
             // The right to change interfaces went before the first front-end came.
-            Switch::On => Err(io::Error::other(format!(
-                "{name} has an MTU of {now}: start with --mtu {mtu} (or with --sandbox off)"
-            ))),
-        }
+            (true, Switch::On) => format!("start with --mtu {mtu} (or with --sandbox off)"),
+            (false, _) => format!("set {mtu} there before the guest starts"),
+        };
+        Err(io::Error::other(format!("{name} has an MTU of {now}: {advice}")))
     }))
 }

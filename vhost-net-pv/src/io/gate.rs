@@ -4,7 +4,7 @@
 //! at a time: a message goes in at one end, the parser handles it, and its reply, if any, is there.
 //! Nothing blocks on the inner socket, since at most one small message is ever in it.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
 use tracing::debug;
 use vhost::vhost_user::message::FrontendReq;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
@@ -50,6 +50,9 @@ pub enum End {
     /// A message began and did not end.
     #[error("front-end refused: a message was not whole within {} s", MESSAGE_DEADLINE.as_secs())]
     Slow,
+    /// Replies pile up.
+    #[error("front-end refused: it took no reply for {} s", MESSAGE_DEADLINE.as_secs())]
+    Unread,
     /// Memory that the front-end has shared is no longer all there.
     #[error(
         "front-end refused: it cut memory short that it had shared; \
@@ -78,7 +81,7 @@ impl End {
     pub const fn is_refusal(&self) -> bool {
         match self {
             Self::Refused(_) | Self::Rejected { .. } => true,
-            Self::Descriptors | Self::Slow | Self::MemoryCut => true,
+            Self::Descriptors | Self::Slow | Self::Unread | Self::MemoryCut => true,
             Self::Closed | Self::Stopped | Self::Socket(_) => false,
         }
     }
@@ -112,7 +115,6 @@ impl<'s> Connection<'s> {
         // A listening socket that does not block may hand that on.
         front.set_nonblocking(false)?;
         front.set_read_timeout(Some(MESSAGE_DEADLINE))?;
-        front.set_write_timeout(Some(MESSAGE_DEADLINE))?;
         let (inner, parser_end) = UnixStream::pair()?;
         inner.set_nonblocking(true)?;
         parser_end.set_nonblocking(true)?;
@@ -144,7 +146,7 @@ impl<'s> Connection<'s> {
     }
 
     fn message(&mut self) -> Result<(), End> {
-        self.wait(None)?;
+        self.wait(PollFlags::POLLIN, None)?;
         let message = self.receive(Instant::now() + MESSAGE_DEADLINE)?;
         debug!(request = ?FrontendReq::try_from(message.head.request), fds = message.fds.len());
         let payload = message.bytes.get(HEAD_BYTES..).unwrap_or_default();
@@ -156,8 +158,7 @@ impl<'s> Connection<'s> {
                 return self.pass(message);
             }
             Action::Reply(value) => {
-                self.front.write_all(&message.head.reply(value))?;
-                return Ok(());
+                return self.reply(&message.head.reply(value));
             }
             Action::Noted => Ok(()),
             Action::Enable { ring, on } => backend.enable(ring, on),
@@ -167,21 +168,23 @@ impl<'s> Connection<'s> {
         drop(backend);
         if self.gate.wants_ack(&message.head) {
             let failed = u64::from(result.is_err());
-            self.front.write_all(&message.head.reply(failed))?;
+            self.reply(&message.head.reply(failed))?;
         }
         Ok(())
     }
 
-    /// Waits until there is something to read, or the connection is to end.
-    fn wait(&self, deadline: Option<Instant>) -> Result<(), End> {
+    /// Waits until the front-end's socket can be read or written, or the connection is to end.
+    fn wait(&self, what: PollFlags, deadline: Option<Instant>) -> Result<(), End> {
         let watch = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut fds = [self.stop, self.cut.as_fd(), self.front.as_fd()].map(watch);
+        let front = PollFd::new(self.front.as_fd(), what);
+        let mut fds = [watch(self.stop), watch(self.cut.as_fd()), front];
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let timeout = left.map_or(PollTimeout::NONE, |left| {
                 PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
             });
             match poll(&mut fds, timeout) {
+                Ok(0) if what == PollFlags::POLLOUT => return Err(End::Unread),
                 Ok(0) => return Err(End::Slow),
                 Ok(_) => break,
                 Err(Errno::EINTR) => {}
@@ -199,12 +202,27 @@ impl<'s> Connection<'s> {
     /// Reads until the buffer is full.
     fn fill(&mut self, mut buffer: &mut [u8], deadline: Instant) -> Result<(), End> {
         while !buffer.is_empty() {
-            self.wait(Some(deadline))?;
+            self.wait(PollFlags::POLLIN, Some(deadline))?;
             match self.front.read(buffer) {
                 Ok(0) => return Err(End::Closed),
                 Ok(bytes) => buffer = buffer.get_mut(bytes..).unwrap_or_default(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a reply, as long as the front-end makes room for it.
+    fn reply(&self, mut bytes: &[u8]) -> Result<(), End> {
+        let deadline = Instant::now() + MESSAGE_DEADLINE;
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        while !bytes.is_empty() {
+            self.wait(PollFlags::POLLOUT, Some(deadline))?;
+            match send(self.front.as_raw_fd(), bytes, flags) {
+                Ok(sent) => bytes = bytes.get(sent..).unwrap_or_default(),
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                Err(error) => return Err(io::Error::from(error).into()),
             }
         }
         Ok(())
@@ -245,7 +263,7 @@ impl<'s> Connection<'s> {
         let handled = self.parser.handle_request();
         let mut reply = [0; MAX_PAYLOAD];
         match self.inner.read(&mut reply) {
-            Ok(length) => self.front.write_all(reply.get(..length).unwrap_or_default())?,
+            Ok(length) => self.reply(reply.get(..length).unwrap_or_default())?,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error.into()),
         }

@@ -10,9 +10,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flexvf_protocol::stats_page::Header;
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, sockopt};
+use nix::sys::socket::{
+    self, AddressFamily, SockFlag, SockType, UnixAddr, getsockname, getsockopt, sockopt,
+};
 use tracing::{info, warn};
 
 use super::backend::Backend;
@@ -23,8 +26,9 @@ use super::stats::StatsPage;
 use crate::logic::features::{self, Offloads};
 use crate::logic::tuning::Tuning;
 
-/// Pause between two attempts to connect to a front-end that listens.
-const CONNECT_PAUSE: Duration = Duration::from_millis(200);
+/// Pause between two attempts to connect to a front-end that listens, or to accept one while the
+/// system has no descriptor or memory for it.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Why a socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +39,9 @@ pub enum SocketError {
     /// Something that is no socket has that name.
     #[error("{0} exists and is not a socket; remove it or choose another path")]
     NotASocket(PathBuf),
+    /// A descriptor is no socket of the kind that front-ends use.
+    #[error("not a stream socket of the Unix domain; pass one that listens or is connected")]
+    Kind,
     /// The system refuses.
     #[error("socket {path}: {cause}")]
     System {
@@ -80,17 +87,37 @@ impl FrontEnds {
         Ok(Self::Listen(listener, Some(path.to_owned())))
     }
 
+    /// Connects to whoever listens at a path, again and again; nobody need listen there yet.
+    ///
+    /// # Errors
+    /// [`SocketError`] when nobody ever could: no address is that long, there is no such folder.
+    pub fn connecting(path: &Path) -> Result<Self, SocketError> {
+        let failed = |cause| SocketError::System { path: path.to_owned(), cause };
+        UnixAddr::new(path).map_err(|error| failed(error.into()))?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        fs::metadata(folder.unwrap_or(Path::new("."))).map_err(failed)?;
+        Ok(Self::Connect(path.to_owned()))
+    }
+
     /// Uses a descriptor from elsewhere: a listening socket, or a connected one.
     ///
     /// # Errors
-    /// It is no socket.
-    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
-        if getsockopt(&fd, sockopt::AcceptConn)? {
+    /// [`SocketError::Kind`] when it is something else.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, SocketError> {
+        let is_stream = getsockopt(&fd, sockopt::SockType) == Ok(SockType::Stream)
+            && getsockname::<UnixAddr>(fd.as_raw_fd()).is_ok();
+        if !is_stream {
+            return Err(SocketError::Kind);
+        }
+        if getsockopt(&fd, sockopt::AcceptConn) == Ok(true) {
             let listener = UnixListener::from(fd);
-            listener.set_nonblocking(true)?;
-            Ok(Self::Listen(listener, None))
-        } else {
-            Ok(Self::One(UnixStream::from(fd)))
+            listener.set_nonblocking(true).map_err(|_| SocketError::Kind)?;
+            return Ok(Self::Listen(listener, None));
+        }
+        let stream = UnixStream::from(fd);
+        match stream.peer_addr() {
+            Ok(_) => Ok(Self::One(stream)),
+            Err(_neither) => Err(SocketError::Kind),
         }
     }
 }
@@ -203,19 +230,35 @@ impl Device {
                     }
                 }
                 Err(error) if is_passing(&error) => {}
+                // Front-ends that are served already do not suffer for one that cannot be.
+                Err(error) if is_shortage(&error) => {
+                    warn!(%error, "a front-end has to wait");
+                    if wait(stopper, None, pause()) {
+                        return Ok(());
+                    }
+                }
                 Err(error) => return Err(error),
             }
         }
     }
 
     fn serve_connecting(&mut self, path: &Path, stopper: &Stopper) {
-        let pause = PollTimeout::try_from(CONNECT_PAUSE).unwrap_or(PollTimeout::MAX);
+        let mut told = None;
         loop {
-            let end = match connect(path) {
-                Ok(stream) => Some(self.serve_one(stream, stopper)),
-                Err(_nobody_listens) => None,
-            };
-            if matches!(end, Some(End::Stopped)) || wait(stopper, None, pause) {
+            match connect(path) {
+                Ok(stream) => {
+                    told = None;
+                    if matches!(self.serve_one(stream, stopper), End::Stopped) {
+                        return;
+                    }
+                }
+                Err(error) if told == Some(error.kind()) => {}
+                Err(error) => {
+                    told = Some(error.kind());
+                    info!(%error, "no front-end at {} yet; still trying", path.display());
+                }
+            }
+            if wait(stopper, None, pause()) {
                 return;
             }
         }
@@ -266,6 +309,16 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
 /// Which file stands at a path: another program may put its own in the place of ours.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+fn pause() -> PollTimeout {
+    PollTimeout::try_from(PAUSE).unwrap_or(PollTimeout::MAX)
+}
+
+/// Errors of `accept` that are the system's, and may be over soon.
+fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|error| shortages.contains(&error))
 }
 
 /// Errors of `accept` that the next connection need not have.

@@ -140,6 +140,11 @@ impl<'m> Session<'m> {
         }
     }
 
+    /// The sender is to be interrupted before long.
+    pub(super) fn owes_sender(&self) -> bool {
+        self.tx.as_ref().is_some_and(TxPump::owes_interrupt)
+    }
+
     /// The guest has frames ready, seen without being told.
     pub(super) fn look(&mut self, pair: &mut Pair) -> bool {
         let offered = self.tx.as_mut().is_some_and(|pump| pump.is_offered(&mut pair.tx.counters));
@@ -150,7 +155,6 @@ impl<'m> Session<'m> {
     /// Asks the guest to kick, before a sleep. True: a lane that had no work has some after all.
     pub(super) fn ask_for_kicks(&mut self, pair: &mut Pair) -> bool {
         let mut found = false;
-        self.interrupt_sender(pair);
         if !self.tx_pending
             && let Some(pump) = &mut self.tx
         {

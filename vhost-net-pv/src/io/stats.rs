@@ -36,7 +36,7 @@ pub enum StatsError {
     #[error("stats page {0} is in use by another backend; give each NIC a file of its own")]
     InUse(PathBuf),
     /// Something else, which is not ours to write over.
-    #[error("{0} is not a stats page of this version; remove it or choose another path")]
+    #[error("{0} is not a stats page of this version; choose another path")]
     Foreign(PathBuf),
     /// More queue pairs than a page has room for.
     #[error("{0} queue pairs do not fit a stats page of {MAX_QUEUE_PAIRS}")]
@@ -194,7 +194,15 @@ impl RingBlock {
 pub fn read(path: &Path) -> anyhow::Result<Snapshot> {
     use anyhow::Context;
     let context = || path.display().to_string();
-    let file = File::open(path).with_context(context)?;
+    // A FIFO would have us wait until somebody writes to it.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .with_context(context)?;
+    if !file.metadata().with_context(context)?.is_file() {
+        return Err(StatsError::Foreign(path.to_owned()).into());
+    }
     read_page(&file).with_context(context)?.with_context(context)
 }
 

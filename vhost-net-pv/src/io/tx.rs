@@ -98,7 +98,7 @@ impl<'m> TxPump<'m> {
 
     /// Shows the guest what was returned. An interrupt for it waits a little: nothing but the guest's
     /// own accounts depends on it, and a guest that is interrupted for each frame it sends sends
-    /// much less. Nothing waits while this thread sleeps.
+    /// much less. So it waits for company, as long as the worker allows.
     fn show(&mut self, count: u16, counters: &mut RingCounters, call: Option<&File>) {
         match self.ring.publish() {
             Some(false) if self.owed == 0 => counters.add(Counter::InterruptsSuppressed, 1),
@@ -108,6 +108,11 @@ impl<'m> TxPump<'m> {
         if self.owed >= COMPANY {
             self.interrupt(counters, call);
         }
+    }
+
+    /// The guest is to be interrupted before long.
+    pub(super) const fn owes_interrupt(&self) -> bool {
+        self.owed > 0
     }
 
     /// Interrupts the guest if that has waited.
@@ -230,7 +235,7 @@ pub(super) fn segments(
 }
 
 /// Entries that the guest has made available; an index that jumped counts as malformed.
-pub(super) fn available(ring: &mut Ring<'_>, counters: &mut RingCounters) -> u16 {
+fn available(ring: &mut Ring<'_>, counters: &mut RingCounters) -> u16 {
     ring.available().unwrap_or_else(|_jump| {
         counters.add(Counter::DropMalformed, 1);
         0

@@ -13,8 +13,11 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
 use flexvf_protocol::stats_page::{Counter, Direction};
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
+use nix::sys::prctl;
+use nix::sys::time::TimeSpec;
 use tracing::warn;
 
 use super::lane::Lane;
@@ -43,7 +46,7 @@ const TURNS_A_LOOK: u32 = 16;
 /// cost ten times as much.
 const LOOKS_AN_EVENT: u32 = 8;
 
-/// A sender that sends nothing more for so long is interrupted, although this thread still polls.
+/// A sender that sends nothing more for so long is interrupted for what it has sent.
 const LONGEST_OWED: Duration = Duration::from_micros(50);
 
 pub(super) struct Worker {
@@ -95,6 +98,8 @@ impl Worker {
     }
 
     pub(super) fn run(mut self) {
+        // The kernel's 50 µs would double what a sender waits. A wish, as that time is.
+        let _ = prctl::set_timerslack(1);
         self.pair.port.adopt();
         self.take_part();
         loop {
@@ -230,6 +235,7 @@ impl Worker {
         }
         if let Some(wait) = session.take_held_back() {
             // The other lane has nothing to do, and must be heard of when it has.
+            session.interrupt_sender(&mut self.pair);
             if session.ask_for_kicks(&mut self.pair) {
                 return false;
             }
@@ -242,6 +248,12 @@ impl Worker {
             return false;
         }
         self.sleep(session)
+    }
+
+    /// Waits for events, so long at the most. True: there were none.
+    fn is_quiet_for(&self, longest: Duration) -> bool {
+        let mut fds = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
+        ppoll(&mut fds, Some(TimeSpec::from_duration(longest)), None) == Ok(0)
     }
 
     /// Busy-polls for as long as that has lately been worth it. True: there is something.
@@ -269,10 +281,10 @@ impl Worker {
     }
 
     fn sleep(&mut self, session: &mut Session<'_>) -> bool {
-        if !self.poll.is_on() {
-            return self.events(session, EpollTimeout::NONE);
-        }
         let began = Instant::now();
+        if session.owes_sender() && self.is_quiet_for(LONGEST_OWED) {
+            session.interrupt_sender(&mut self.pair);
+        }
         let order = self.events(session, EpollTimeout::NONE);
         self.poll.slept(began.elapsed());
         order

@@ -1,7 +1,8 @@
 //! Floors: what the kernel alone takes for the same frames, in a loop that does nothing else.
 //!
 //! One thread on the processor that a backend would have. It writes one frame again and again, or
-//! reads what is injected, by plain system calls or by io_uring in batches.
+//! reads what is injected, by plain system calls or by io_uring in batches. The processor of the
+//! front-end is busy meanwhile, as it is when there is one: an idle neighbour makes a core faster.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -36,14 +37,23 @@ pub fn write_rate(stage: &Stage, method: Method, frame_bytes: usize) -> Result<f
     let transfer = Transfers { file: &file, method, transfer: Transfer::Write, frame_bytes };
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| transfer.run(stage, &stop, &AtomicU64::new(0)));
+        let neighbour = scope.spawn(|| keep_busy(stage, &stop));
         let rate = stage.rate(|| {
             check(!worker.is_finished())?;
             tap.written()
         });
         stop.store(true, Ordering::Relaxed);
         worker.join().map_err(|_| anyhow!("the floor's thread panicked"))??;
+        neighbour.join().map_err(|_| anyhow!("the floor's neighbour panicked"))??;
         rate
     })
+}
+
+/// Polls on the front-end's processor until told to stop.
+fn keep_busy(stage: &Stage, stop: &AtomicBool) -> Result<()> {
+    pin(&stage.cores(1).front_end)?;
+    while !stop.load(Ordering::Relaxed) {}
+    Ok(())
 }
 
 /// Frames a second that can be read from a TAP under injection.

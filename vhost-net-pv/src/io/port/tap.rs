@@ -195,6 +195,11 @@ impl Tap {
         &self.name
     }
 
+    /// The interface may have several queues.
+    pub const fn is_multi_queue(&self) -> bool {
+        self.multi_queue
+    }
+
     /// What this kernel can hand out unfinished.
     pub fn supported_offloads(&self) -> Offloads {
         [Offloads::ALL, Offloads { uso: false, ..Offloads::ALL }]

@@ -15,7 +15,7 @@ use std::fs::File;
 use flexvf_protocol::stats_page::Counter;
 
 use super::port::{MAX_FRAME, MAX_SLOTS, Port, Slots};
-use super::tx::{BATCH, Turn, available, notify};
+use super::tx::{BATCH, Turn, notify};
 use crate::logic::counters::RingCounters;
 use crate::logic::dirty_log::SliceLog;
 use crate::logic::features::Negotiated;
@@ -114,15 +114,13 @@ impl<'m> RxPump<'m> {
 
     /// Asks for a kick at the next buffer. True: there is one already, and no kick will come.
     pub(super) fn ask_for_kick(&mut self, counters: &mut RingCounters) -> bool {
-        let before = self.window.ring.known();
         self.window.ring.ask_for_kick();
-        available(&mut self.window.ring, counters) != before
+        self.window.is_offered(counters)
     }
 
-    /// The guest has given buffers since the last look.
+    /// The guest has given buffers that were not looked at yet.
     pub(super) fn is_offered(&mut self, counters: &mut RingCounters) -> bool {
-        let before = self.window.ring.known();
-        available(&mut self.window.ring, counters) != before
+        self.window.is_offered(counters)
     }
 
     fn round(
@@ -234,7 +232,7 @@ impl<'m> RxPump<'m> {
                 self.window.finish(held.header, held.frame.len(), counters);
                 Round::Handled(1)
             }
-            Fill::Later if !self.all_given(counters) => {
+            Fill::Later if !self.window.all_given(counters) => {
                 state.put_back(held);
                 Round::NoBuffers
             }
@@ -243,11 +241,6 @@ impl<'m> RxPump<'m> {
                 Round::Handled(1)
             }
         }
-    }
-
-    /// The guest has no buffer left that it could add.
-    fn all_given(&mut self, counters: &mut RingCounters) -> bool {
-        available(&mut self.window.ring, counters) == self.window.ring.size()
     }
 }
 
@@ -390,6 +383,28 @@ mod tests {
         }
         assert_eq!(guest.run(), Turn::Idle);
         assert_eq!(guest.received(), [frame(20_000, 7), frame(60, 8)]);
+    }
+
+    #[test]
+    fn an_index_that_jumps_takes_the_buffers_before_it_along() {
+        let memory = memory();
+        let mut guest = Guest::new(&memory, 64, all());
+        for _ in 0..5 {
+            guest.give(1536);
+        }
+        guest.send(&frame(20_000, 7));
+        assert_eq!(guest.run(), Turn::Starved);
+        guest.driver.set_available(1000);
+        guest.buffers.clear();
+        assert!(!guest.pump.is_offered(&mut guest.counters));
+        assert_eq!(guest.counters.get(Counter::DropMalformed), 1);
+        for _ in 0..20 {
+            guest.give(1536);
+        }
+        assert!(guest.pump.is_offered(&mut guest.counters));
+        assert_eq!(guest.run(), Turn::Idle);
+        assert_eq!(guest.received(), [frame(20_000, 7)]);
+        assert_eq!(guest.counters.get(Counter::DropMalformed), 1);
     }
 
     #[test]

@@ -227,14 +227,27 @@ impl<'m> Window<'m> {
         if ahead < self.ring.known() {
             return Some(self.ring.head(ahead));
         }
-        match self.ring.available() {
-            Ok(count) => (count > ahead).then(|| self.ring.head(ahead)),
-            Err(_jump) => {
-                counters.add(Counter::DropMalformed, 1);
-                self.chains.clear();
-                None
-            }
-        }
+        (self.available(counters) > ahead).then(|| self.ring.head(ahead))
+    }
+
+    /// The guest has given buffers that were not resolved yet.
+    pub(super) fn is_offered(&mut self, counters: &mut RingCounters) -> bool {
+        usize::from(self.available(counters)) > self.chains.len()
+    }
+
+    /// The guest has no buffer left that it could add.
+    pub(super) fn all_given(&mut self, counters: &mut RingCounters) -> bool {
+        self.available(counters) == self.ring.size()
+    }
+
+    /// Entries that the guest has made available, those of resolved chains among them.
+    fn available(&mut self, counters: &mut RingCounters) -> u16 {
+        self.ring.available().unwrap_or_else(|_jump| {
+            counters.add(Counter::DropMalformed, 1);
+            // They stood before the jump.
+            self.chains.clear();
+            0
+        })
     }
 
     fn resolve(&mut self, head: u16) -> Result<Chain, Malformed> {

@@ -84,7 +84,7 @@ const _: () = assert!(align_of::<u64>() >= align_of::<libc::cmsghdr>());
 /// The number is not open, or is one of the standard streams.
 pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     if number <= libc::STDERR_FILENO {
-        return Err(io::ErrorKind::InvalidInput.into());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a standard stream"));
     }
     // SAFETY: F_GETFD touches no memory and fails on a number that is not open.
     if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {

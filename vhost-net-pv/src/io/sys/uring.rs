@@ -171,15 +171,17 @@ impl Uring {
         self.results.clear();
         // What the kernel never gets to is as if there had been no room for it.
         self.results.resize(ranges.len(), -libc::EAGAIN);
+        let mut queue = self.ring.submission();
         for (index, (first, count)) in ranges.iter().enumerate() {
             let vectors = self.vectors.get(*first..).and_then(|rest| rest.get(..*count));
             let entry = operation(vectors.unwrap_or_default()).user_data(index as u64);
             // SAFETY: the vectors, and the memory that they name, are borrowed by the caller or
             // owned by this ring until `finish` returns, and nothing is in flight after that. The
             // guest may change its memory meanwhile, which the kernel is built to take.
-            let pushed = unsafe { self.ring.submission().push(&entry) };
+            let pushed = unsafe { queue.push(&entry) };
             pushed.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         }
+        drop(queue);
         self.finish(ranges.len())
     }
 
