@@ -21,8 +21,8 @@ use super::{CONVERGED, REACHED, next_after, whereabouts};
 
 /// A switch of a VM that nothing is wrong with, while another one is stuck: a scan of the registrations,
 /// a way to PV and one to the VF, under emulation.
-const ON_TIME: Duration = Duration::from_secs(15);
-/// From the first step of a switch to the quarantine of its VF: both deadlines of `super::config`, and some.
+const ON_TIME: Duration = Duration::from_secs(30);
+/// From the first step of a switch to the quarantine of its VF: both deadlines of `super::config_for_upsets`, and some.
 const QUARANTINED: Duration = Duration::from_secs(60);
 
 /// With one VF in the pool, which `holder` has; who has it in the end.
