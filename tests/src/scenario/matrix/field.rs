@@ -1,7 +1,7 @@
 //! Guests with a gate in front of each, whose VFs are moved by the operator's pins: at once, and not
 //! once an interval.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ pub(super) struct Field {
     /// By the VMs that the daemon may know of.
     pub(super) gates: BTreeMap<VmName, Gate>,
     pins: BTreeMap<VmName, bool>,
+    /// Started again, and not awaited since: what they miss is no loss.
+    booting: BTreeSet<VmName>,
     losses: BTreeMap<(VmName, &'static str, u64), (u64, u64)>,
 }
 
@@ -36,8 +38,13 @@ impl Field {
     /// Starts guests and gates, all VMs pinned to PV, and the daemon.
     pub(super) fn build(options: &Options, host: &Host, config: &str) -> Result<Self> {
         let stage = Stage::build_with(options, host, config, |number| more_options(host, number))?;
-        let mut field =
-            Self { stage, gates: BTreeMap::new(), pins: BTreeMap::new(), losses: BTreeMap::new() };
+        let mut field = Self {
+            stage,
+            gates: BTreeMap::new(),
+            pins: BTreeMap::new(),
+            booting: BTreeSet::new(),
+            losses: BTreeMap::new(),
+        };
         let loads: Vec<_> =
             field.stage.vms().into_iter().map(|vm| GuestLoad { vm, load_pps: 0 }).collect();
         field.stage.set_loads(&loads)?;
@@ -111,6 +118,7 @@ impl Field {
                 report.vm == *vm && report.silent_ms.is_some_and(|silent_ms| silent_ms < HEARD_MS)
             };
             if agent && self.stage.peer.report()?.iter().any(heard) {
+                self.booting.remove(vm);
                 return Ok(());
             }
             if now_ms() > end_ms {
@@ -145,11 +153,17 @@ impl Field {
         let mut guest = self.stage.guests.remove(position.context("no such guest")?);
         self.gates.remove(vm);
         self.pins.remove(vm);
+        self.booting.insert(vm.clone());
         let _ = fs::remove_file(self.stage.host.vms_dir().join(format!("{vm}.toml")));
         guest.end();
         let number = vm.as_str().trim_start_matches("vm").parse()?;
         let more = more_options(&self.stage.host, number);
         self.stage.start_guest(number, &more, append)
+    }
+
+    /// VMs whose losses count.
+    pub(super) fn running(&self) -> Vec<VmName> {
+        self.gates.keys().filter(|vm| !self.booting.contains(*vm)).cloned().collect()
     }
 
     /// Takes down what the peer knows of losses by now.

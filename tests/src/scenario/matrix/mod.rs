@@ -61,7 +61,7 @@ pub fn play(options: &Options, host: &Host) -> Result<Outcome> {
     for cell in cells(options.every.into()) {
         let to = next_after(&vms, &holder);
         field.await_ready(&to)?;
-        let mut counted: Vec<VmName> = field.gates.keys().cloned().collect();
+        let mut counted = field.running();
         let began_ms = now_ms();
         let (row, killed, now_with) = play_cell(&mut field, cell, &holder, &to)?;
         holder = now_with;
