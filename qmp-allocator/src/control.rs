@@ -139,9 +139,12 @@ impl ControlServer {
 
     /// Sends an event to every client that has negotiated.
     pub fn tell(&self, name: &str, data: &impl Serialize) {
+        if self.events.receiver_count() == 0 {
+            return;
+        }
         let event =
             serde_json::json!({"event": name, "data": data, "timestamp": session::timestamp()});
-        // Nobody may be listening.
+        // The last one may have gone just now.
         let _ = self.events.send(event.to_string().into());
     }
 

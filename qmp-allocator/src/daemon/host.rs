@@ -2,13 +2,16 @@
 //!
 //! One [`Host`] serves all VMs; every call is idempotent and ends within its deadline.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use flexvf_protocol::agent::Path;
 use flexvf_protocol::{MacAddr, PciAddress};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::config::{Config, EmulatedPool, Pool, PoolKind, SriovPool, VmConfig};
-use crate::io::netlink::{Netlink, NetlinkError, VfChange};
+use crate::io::netlink::{self, Counters, Netlink, NetlinkError, VfChange};
 use crate::io::sysfs::{Sysfs, SysfsError};
 use crate::io::vfio;
 use crate::logic::rate::{Count, Trust};
@@ -28,7 +31,19 @@ pub(super) struct Host {
     netlink: Netlink,
     prepare_deadline: Duration,
     mac_seed: u64,
+    /// By PF.
+    counted: Mutex<BTreeMap<String, Counted>>,
 }
+
+/// Counters of a PF's VFs, where the driver has them, at one moment.
+#[derive(Debug)]
+struct Counted {
+    at: Instant,
+    vfs: BTreeMap<PciAddress, Option<Counters>>,
+}
+
+/// Well below a sample interval, and longer than it takes to sample what is due at one moment.
+const SHARED_FOR: Duration = Duration::from_millis(10);
 
 /// Why the host did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +78,7 @@ impl Host {
             netlink: Netlink::new(config.deadlines.prepare)?,
             prepare_deadline: config.deadlines.prepare,
             mac_seed: host_seed(),
+            counted: Mutex::default(),
         })
     }
 
@@ -75,7 +91,7 @@ impl Host {
             }
             PoolKind::Emulated(emulated) => {
                 for tap in &emulated.taps {
-                    self.netlink.link(tap).await?;
+                    netlink::index_of(tap)?;
                 }
                 Ok(emulated.taps.iter().map(VfId::new).collect())
             }
@@ -253,15 +269,25 @@ impl Host {
     /// What the host itself has counted on a VF, if it can: the PF's counters, or the TAP's.
     pub(super) async fn count(&self, vm: &VmConfig, vf: &VfId, tenure: u64) -> Option<Count> {
         let counters = match &self.pool(vm).ok()?.kind {
-            PoolKind::Sriov(sriov) => {
-                let (index, _) = self.sriov_vf(vm, sriov, vf).ok()?;
-                let vfs = self.netlink.vfs(&sriov.pf).await.ok()?;
-                vfs.into_iter().find(|settings| settings.index == index)?.counters?
-            }
-            PoolKind::Emulated(_) => self.netlink.link(vf.as_str()).await.ok()?.counters,
+            PoolKind::Sriov(sriov) => self.count_sriov(sriov, address(vm, vf).ok()?).await?,
+            PoolKind::Emulated(_) => self.netlink.counters(vf.as_str()).await.ok()?,
         };
         let packets = counters.rx_packets.wrapping_add(counters.tx_packets);
         Some(Count { epoch: tenure, packets, trust: Trust::Host })
+    }
+
+    /// The kernel tells of all VFs of a PF at once: VMs that are sampled together share its answer.
+    async fn count_sriov(&self, sriov: &SriovPool, vf: PciAddress) -> Option<Counters> {
+        let mut counted = self.counted.lock().await;
+        let fresh = counted.get(&sriov.pf).filter(|counted| counted.at.elapsed() < SHARED_FOR);
+        if fresh.is_none() {
+            let (at, functions) = (Instant::now(), self.sriov_vfs(sriov).ok()?);
+            let vfs = self.netlink.vfs(&sriov.pf).await.ok()?;
+            let counters = |index| vfs.iter().find(|vf| vf.index == index)?.counters;
+            let vfs = functions.into_iter().map(|(index, vf)| (vf, counters(index))).collect();
+            counted.insert(sriov.pf.clone(), Counted { at, vfs });
+        }
+        *counted.get(&sriov.pf)?.vfs.get(&vf)?
     }
 
     fn settings(&self, sriov: &SriovPool, vf: &VfId) -> VfChange {

@@ -21,10 +21,11 @@ use qapi::qmp::{QmpCommand, qmp_capabilities};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
+
+use super::read_some;
 
 /// One connection to QEMU. Clones share it; it closes with the last of them.
 #[derive(Debug, Clone)]
@@ -140,18 +141,14 @@ impl Qmp {
     }
 
     /// Takes the greeting, and hands the socket to a task of its own.
-    async fn start(mut stream: UnixStream) -> Result<(Self, EventStream), QmpError> {
+    async fn start(stream: UnixStream) -> Result<(Self, EventStream), QmpError> {
         let mut splitter = LineSplitter::new(MAX_QMP_LINE);
-        let mut buffer = [0; READ_BYTES];
         let greeting = loop {
             match splitter.next_frame() {
                 Some(Frame::Line(line)) => break line,
                 Some(_) => return Err(QmpError::Protocol("no greeting of QMP's".into())),
-                None => match stream.read(&mut buffer).await {
-                    Ok(0) | Err(_) => return Err(QmpError::Closed),
-                    Ok(count) => splitter.push(buffer.get(..count).unwrap_or(&[])),
-                },
-            }
+                None => read_some(&stream, &mut splitter).await.map_err(|_| QmpError::Closed)?,
+            };
         };
         let version = wire::greeting(&greeting)
             .ok_or_else(|| QmpError::Protocol("no greeting of QMP's".into()))?;
@@ -228,8 +225,6 @@ impl Qmp {
     }
 }
 
-/// Read at once; an answer is seldom longer.
-const READ_BYTES: usize = 4096;
 /// Commands that wait for the socket. A VM's task has one or two under way.
 const MAX_QUEUED_REQUESTS: usize = 16;
 /// Events that wait to be taken; more of them are told as [`Happening::Missed`].

@@ -26,7 +26,7 @@ use super::switch::{Action, Direction, Input, Outcome, Phase, Record, Report, Te
 use super::vf::VfId;
 pub use event::{Command, Event, Settings, SwitchEnd};
 use index::{Index, Seats};
-pub use saved::Saved;
+pub use saved::{Saved, SavedPool};
 pub use seen::{AgentView, Held, VmSpec};
 pub(super) use vm::Backoff;
 use vm::{Qemu, Vm};

@@ -56,6 +56,21 @@ impl QmpVmm {
         self.qmp.pid()
     }
 
+    /// Clears what devices that are gone have left behind, as [`Hypervisor::forget`] does for one.
+    ///
+    /// # Errors
+    /// [`QmpError`].
+    pub async fn forget_all(&self, device_ids: &[String]) -> Result<(), QmpError> {
+        if device_ids.is_empty() {
+            return Ok(());
+        }
+        let there = self.devices_by_type().await?;
+        for id in device_ids.iter().filter(|id| !there.iter().any(|(name, _)| name == *id)) {
+            self.netdev_del(&netdev_id(id)).await?;
+        }
+        Ok(())
+    }
+
     async fn do_plug(&self, plug: &Plug) -> Result<(), VmmError> {
         let id = &plug.device_id;
         if self.devices_by_type().await?.iter().any(|(name, _)| name == id) {

@@ -1,13 +1,15 @@
 //! Scenarios: real guests, the real daemon, load that moves, and a verdict.
 //!
 //! `flexvf-scenario` runs on the testbed's host. [`stage`] holds what every scenario has running;
-//! [`follow`] is the demo, [`crash`] kills the daemon and a QEMU at any time, [`matrix`] at each moment of a switch, [`bad_input`] makes every mistake
-//! that an operator can; [`pv`] has no daemon and is about the PV path alone. What a scenario sees goes to stdout as it happens, to `details.json` in the
+//! [`follow`] is the demo, [`crash`] kills the daemon and a QEMU at any time, [`matrix`] at each moment of
+//! a switch, [`bad_input`] makes every mistake that an operator can; [`hostile`] has made-up VMs that misbehave;
+//! [`pv`] has no daemon and is about the PV path alone. What a scenario sees goes to stdout as it happens, to `details.json` in the
 //! testbed's folder, and in the promised form to the file of `--json`.
 
 pub mod bad_input;
 pub mod crash;
 pub mod follow;
+pub mod hostile;
 pub mod io;
 pub mod logic;
 pub mod matrix;
@@ -94,6 +96,8 @@ pub enum Scenario {
     Matrix,
     /// Every mistake in configuration and registration, one line each
     BadInput,
+    /// Made-up QEMUs and guests that send what they should not, among others that behave
+    Hostile,
     /// The PV path alone: kills, reconnects, reboot, migration, counters
     Pv,
 }
@@ -133,6 +137,7 @@ pub fn run(options: &Options) -> Result<bool> {
         Scenario::Crash => crash::play(options, &host),
         Scenario::Matrix => matrix::play(options, &host),
         Scenario::BadInput => bad_input::play(options, &host),
+        Scenario::Hostile => hostile::play(options, &host),
         Scenario::Pv => return pv::run(options, &host),
     };
     // A run that broke off is a result too: whoever reads the file must not find an older one.

@@ -98,7 +98,7 @@ impl World {
         }
         for (vm, event) in events {
             if matches!(event, Event::Registered { .. }) && self.machines[vm].task.is_none() {
-                self.machines[vm].task = Some(Task::new(now));
+                self.machines[vm].task = Some(Task::new(now, self.plan.settings.interval));
                 self.wake_task(vm, now);
             }
             self.tell_engine(event)?;
@@ -199,7 +199,7 @@ impl World {
     pub(super) fn end_task(&mut self, vm: usize) {
         let old = self.machines[vm].task.take();
         if self.daemon.known.contains_key(&vm) {
-            let mut task = Task::new(self.now);
+            let mut task = Task::new(self.now, self.plan.settings.interval);
             // QEMU serves one client at a time: what the old task said came before.
             task.last_said = old.map_or(self.now, |old| old.last_said);
             self.machines[vm].task = Some(task);

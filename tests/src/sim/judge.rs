@@ -126,10 +126,11 @@ impl Judge {
         }
     }
 
-    /// What the engine is told.
+    /// What the engine is told. The last words of a task whose VM it has forgotten go unheard.
     pub(super) fn told(&mut self, event: &Event, machines: &[Machine]) {
         if let Event::Observed { vm, held: Some(held), .. } = event
             && let Some(vm) = machines.iter().position(|machine| machine.name == *vm)
+            && machines[vm].task.as_ref().is_some_and(|task| !task.ending)
         {
             self.known.insert(held.vf.clone(), vm);
         }

@@ -1,14 +1,11 @@
 //! What one VM's task sees: devices in QEMU, the guest's agent, counters.
 
-use std::path::Path;
-
 use flexvf_protocol::stats_page::{Counter, Direction, Header};
 use tracing::{debug, info, warn};
 
 use super::VmTask;
 use super::act::TO_PV;
 use crate::daemon::clock::now;
-use crate::io::stats;
 use crate::logic::engine::{Event, Held};
 use crate::logic::rate::{Count, Sample, Trust};
 use crate::logic::vf::VfId;
@@ -65,11 +62,9 @@ impl VmTask {
 
     /// Back-ends of devices that went while nobody looked would hold their TAPs for ever.
     pub(super) async fn clear_remains(&self, vmm: &QmpVmm) {
-        for id in self.shared.host.tap_devices(&self.config) {
-            // A device that is there is refused; one that never was is none.
-            if let Err(error) = vmm.forget(&id).await {
-                debug!(%error, "back-end kept");
-            }
+        let ids = self.shared.host.tap_devices(&self.config);
+        if let Err(error) = vmm.forget_all(&ids).await {
+            debug!(%error, "back-ends kept");
         }
     }
 
@@ -78,15 +73,25 @@ impl VmTask {
         self.send(Event::Agent { vm: self.name.clone(), view }).await;
     }
 
+    /// An agent that has gone silent, or lost its bond, without a word from QEMU.
+    pub(super) async fn check_guest(&mut self) {
+        if self.guest.is_ready() {
+            let view = self.guest.check(&self.config).await;
+            self.send(Event::Agent { vm: self.name.clone(), view }).await;
+        }
+    }
+
     pub(super) async fn sample(&mut self) {
-        let pv = self.config.stats.as_deref().and_then(count_pv);
+        let pv = self.count_pv();
+        let was_ready = self.guest.is_ready();
         let vf = match &self.holds {
             Some(vf) => self.shared.host.count(&self.config, vf, self.tenure).await,
             None => None,
         };
-        let was_ready = self.guest.is_ready();
+        // A guest is not troubled for what is known: without a VF its VF path carries nothing.
+        let asked = was_ready && (self.holds.is_some() || self.config.stats.is_none());
         let vf = match vf {
-            None if was_ready => self.guest.count(&self.config).await,
+            None if asked => self.guest.count(&self.config).await,
             host => host,
         };
         self.send(Event::Sampled { vm: self.name.clone(), sample: Sample { at: now(), pv, vf } })
@@ -94,6 +99,14 @@ impl VmTask {
         if was_ready && !self.guest.is_ready() {
             self.look_at_guest().await;
         }
+    }
+
+    fn count_pv(&mut self) -> Option<Count> {
+        let page = self.page.read(self.config.stats.as_deref()?);
+        let page = page.inspect_err(|error| debug!(%error, "no sample of PV")).ok()?;
+        let segments = |direction| page.total(direction, Counter::Segments);
+        let packets = segments(Direction::Rx).wrapping_add(segments(Direction::Tx));
+        Some(Count { epoch: page.header(Header::Generation), packets, trust: Trust::Host })
     }
 }
 
@@ -105,11 +118,4 @@ fn complaint(port: &Port) -> Option<String> {
         }
         PortState::Empty | PortState::Occupied { .. } => None,
     }
-}
-
-fn count_pv(page: &Path) -> Option<Count> {
-    let page = stats::read(page).inspect_err(|error| debug!(%error, "no sample of PV")).ok()?;
-    let segments = |direction| page.total(direction, Counter::Segments);
-    let packets = segments(Direction::Rx).wrapping_add(segments(Direction::Tx));
-    Some(Count { epoch: page.header(Header::Generation), packets, trust: Trust::Host })
 }

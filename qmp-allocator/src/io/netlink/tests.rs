@@ -111,6 +111,33 @@ fn a_bridge_is_pointed_to_one_port_then_another_then_learns_again() {
 }
 
 #[test]
+fn what_an_interface_has_carried_is_counted() {
+    if !in_own_namespace("what_an_interface_has_carried_is_counted") {
+        return;
+    }
+    run(|netlink| async move {
+        let lo = index_of("lo").unwrap();
+        netlink
+            .handle
+            .link()
+            .set(LinkUnspec::new_with_index(lo).up().build())
+            .execute()
+            .await
+            .unwrap();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let before = netlink.counters("lo").await.unwrap();
+        for _ in 0..3 {
+            socket.send_to(&[0; 100], socket.local_addr().unwrap()).unwrap();
+        }
+        let after = netlink.counters("lo").await.unwrap();
+        assert_eq!(after.tx_packets - before.tx_packets, 3);
+        assert_eq!(after.rx_bytes - before.rx_bytes, after.tx_bytes - before.tx_bytes);
+        let error = netlink.counters("nosuch").await.unwrap_err();
+        assert!(matches!(&error, NetlinkError::NoLink(found) if found == "nosuch"), "{error}");
+    });
+}
+
+#[test]
 fn what_is_not_there_is_named() {
     if !in_own_namespace("what_is_not_there_is_named") {
         return;

@@ -1,16 +1,19 @@
 //! The task that owns one QMP socket: writes requests whole, sorts what comes back.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use flexvf_protocol::frame::{Frame, LineSplitter};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
+use super::Happening;
 use super::wire::{Incoming, classify};
-use super::{Happening, READ_BYTES};
+#[cfg(test)]
+use crate::io::READ_BYTES;
+use crate::io::try_read;
 
 /// One command, and where its answer goes.
 #[derive(Debug)]
@@ -23,13 +26,11 @@ pub(super) struct Request {
 /// Runs until QEMU closes the socket, or nobody can ask any more. Answers still awaited are then
 /// dropped, which their callers see as closed.
 pub(super) async fn run(
-    mut stream: UnixStream,
+    stream: UnixStream,
     mut splitter: LineSplitter,
     mut requests: mpsc::Receiver<Request>,
     events: mpsc::Sender<Happening>,
 ) {
-    let (mut reader, mut writer) = stream.split();
-    let mut buffer = [0; READ_BYTES];
     let mut outgoing = Outgoing::default();
     let mut inbox = Inbox { waiting: HashMap::new(), events: events.clone(), missed: false };
     let mut pace = Pace::new(Instant::now());
@@ -44,17 +45,20 @@ pub(super) async fn run(
                     outgoing.add(&request.line);
                 }
             },
-            written = writer.write(outgoing.rest()), if !outgoing.rest().is_empty() => match written {
-                Ok(count) if count > 0 => outgoing.sent += count,
-                _ => return,
-            },
-            read = reader.read(&mut buffer), if resume.is_none() => match read {
-                Ok(count) if count > 0 => {
+            _ = stream.writable(), if !outgoing.rest().is_empty() => {
+                match stream.try_write(outgoing.rest()) {
+                    Ok(count) if count > 0 => outgoing.sent += count,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    _ => return,
+                }
+            }
+            _ = stream.readable(), if resume.is_none() => match try_read(&stream, &mut splitter) {
+                Ok(None) => {}
+                Ok(Some(count)) => {
                     pace.taken(count);
-                    splitter.push(buffer.get(..count).unwrap_or(&[]));
                     inbox.sort(&mut splitter);
                 }
-                _ => return,
+                Err(_) => return,
             },
             () = sleep_until(resume.unwrap_or_else(Instant::now)), if resume.is_some() => {}
             permit = events.reserve(), if inbox.missed => match permit {
