@@ -84,7 +84,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
             _ = daemon.events.recv_many(&mut events, MAX_BATCH) => {}
             () = sleep_until(wake_at) => events.push(Event::Tick),
             _ = scan.tick() => events = daemon.scan(),
-            query = control.next() => answer(query, &daemon),
+            query = control.next() => events.extend(answer(query, &daemon)),
         }
         daemon.handle(&mut events, &control);
     }
@@ -92,11 +92,18 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     Ok(())
 }
 
-fn answer(query: Query, daemon: &Daemon) {
+/// What the engine is to hear of it. Whoever asked may have gone.
+fn answer(query: Query, daemon: &Daemon) -> Vec<Event> {
     match query {
         Query::Status(reply) => {
-            // Whoever asked may have gone.
             let _ = reply.send(daemon.status());
+            Vec::new()
+        }
+        Query::Clear(vf, reply) => {
+            let may = daemon.engine.status(now()).may_clear(&vf);
+            let events = may.iter().map(|()| Event::Clear(vf.clone())).collect();
+            let _ = reply.send(may);
+            events
         }
     }
 }

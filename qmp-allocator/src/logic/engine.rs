@@ -133,6 +133,7 @@ impl Engine {
                 }
             }
             Event::Pool { pool, vfs, problem } => self.on_pool(&pool, vfs, problem),
+            Event::Clear(vf) => self.on_clear(now, &vf, out),
             Event::Done { vm, report } => self.tell_tenure(now, &vm, Input::Done(report), out),
             Event::Deleted { vm, vf } => {
                 if self.holds(&vm, &vf) {

@@ -126,6 +126,21 @@ pub struct IntervalStatus {
     pub rate: Rate,
 }
 
+impl Status {
+    /// Whether there is something to clear about a VF.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub fn may_clear(&self, vf: &VfId) -> Result<(), String> {
+        let found = self.pools.iter().flat_map(|pool| &pool.vfs).find(|it| it.vf == *vf);
+        match found.map(|it| it.state) {
+            Some("quarantined" | "resting") => Ok(()),
+            Some(state) => Err(format!("VF {vf} is not quarantined: it is {state}")),
+            None => Err(format!("there is no VF {vf} in any pool; `flexvf status` shows them")),
+        }
+    }
+}
+
 impl Engine {
     /// Everything, as it is now.
     pub fn status(&self, now: Duration) -> Status {

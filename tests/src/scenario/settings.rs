@@ -82,7 +82,7 @@ pub fn play(options: &Options, host: &Host) -> Result<Outcome> {
 
 /// The daemon says that QEMU may not lock enough memory, and leaves it at that.
 fn limited(stage: &mut Stage, host: &Host) -> Result<Vec<String>> {
-    let qemu = stage.guest(&"vm1".parse()?)?.qemu()?;
+    let qemu = stage.guest(&"vm1".parse()?)?.qemu()?.as_raw();
     let limit = format!("--memlock={0}:{0}", 8 << 20);
     prlimit(qemu, &limit)?;
     stage.start_daemon()?;

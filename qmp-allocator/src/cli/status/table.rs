@@ -76,7 +76,11 @@ fn pf_row(pf: &Value) -> [String; 4] {
     [text(pf, "pf").to_owned(), or_dash(pf, "driver"), link.to_owned(), filters]
 }
 
-fn table<const N: usize>(out: &mut String, head: [&str; N], rows: Vec<[String; N]>) {
+pub(in crate::cli) fn table<const N: usize>(
+    out: &mut String,
+    head: [&str; N],
+    rows: Vec<[String; N]>,
+) {
     let head = head.map(str::to_owned);
     let mut widths = [0; N];
     for row in std::iter::once(&head).chain(&rows) {

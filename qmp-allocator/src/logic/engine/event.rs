@@ -106,6 +106,8 @@ pub enum Event {
         /// What is wrong with it.
         problem: Option<String>,
     },
+    /// An operator has done something about a VF that is quarantined or rests.
+    Clear(VfId),
     /// An action has ended.
     Done {
         /// Whose.
@@ -126,7 +128,7 @@ impl Event {
     /// Whom it is about, if it is a VM.
     pub(super) const fn vm(&self) -> Option<&VmName> {
         match self {
-            Self::Tick | Self::Pool { .. } | Self::VfNodes { .. } => None,
+            Self::Tick | Self::Pool { .. } | Self::VfNodes { .. } | Self::Clear(_) => None,
             Self::Unregistered(vm)
             | Self::Reset(vm)
             | Self::Registered { vm, .. }

@@ -158,6 +158,21 @@ impl Engine {
         pool.dirty = true;
     }
 
+    /// A quarantined VF is looked at now, and given to nobody before QEMU and host have let it go; one
+    /// that rests may be tried again.
+    pub(super) fn on_clear(&mut self, now: Duration, vf: &VfId, out: &mut Vec<Command>) {
+        if let Some(name) = self.holder(vf).cloned() {
+            self.tell_tenure(now, &name, Input::Retry, out);
+            return self.settle(now, &name, out);
+        }
+        for pool in self.pools.values_mut() {
+            if let Some(rest) = pool.vfs.get_mut(vf) {
+                *rest = Backoff::default();
+                pool.dirty = true;
+            }
+        }
+    }
+
     /// The agent was looked at; what it says of the bond is told to the switch.
     pub(super) fn on_agent(
         &mut self,

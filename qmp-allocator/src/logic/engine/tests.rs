@@ -168,3 +168,81 @@ fn a_vf_that_cannot_be_plugged_gives_way_to_another_at_the_next_try() {
     world.run(30 * SECOND);
     assert_eq!(world.on_vf(), ["vm0"]);
 }
+
+fn moving(world: &World) -> [usize; 2] {
+    let of = |phase: Phase| {
+        world.engine.vms.values().filter(|vm| vm.phase().as_ref() == Some(&phase)).count()
+    };
+    [of(Phase::ToVf), of(Phase::ToPv)]
+}
+
+#[test]
+fn plugs_and_unplugs_of_different_vms_overlap_and_are_no_more_than_may_be() {
+    let mut world = World::new(Strategy::Activity, 12, 6);
+    let busy = |vm: usize, first: bool| if (vm < 6) == first { 900.0 - vm as f64 } else { 10.0 };
+    world.set_rates(&(0..12).map(|vm| busy(vm, true)).collect::<Vec<_>>());
+    world.run(world.interval() + 30 * SECOND);
+    assert_eq!(world.on_vf(), ["vm0", "vm1", "vm2", "vm3", "vm4", "vm5"]);
+    world.set_rates(&(0..12).map(|vm| busy(vm, false)).collect::<Vec<_>>());
+    let most = world.engine.settings.max_concurrent_switches;
+    let (mut overlapped, mut full) = (false, false);
+    for _ in 0..120 * 20 {
+        world.run(SECOND / 20);
+        let [to_vf, to_pv] = moving(&world);
+        assert!(to_vf + to_pv <= most, "{to_vf} and {to_pv}, allowed are {most}");
+        overlapped |= to_vf > 0 && to_pv > 0;
+        full |= to_vf + to_pv == most;
+    }
+    assert_eq!(world.on_vf(), ["vm10", "vm11", "vm6", "vm7", "vm8", "vm9"]);
+    assert!(overlapped && full, "overlapped: {overlapped}, as many as may be: {full}");
+}
+
+#[test]
+fn no_plug_waits_for_the_unplug_of_another_vf() {
+    let mut world = World::new(Strategy::Activity, 4, 2);
+    world.set_rates(&[900.0, 800.0, 10.0, 5.0]);
+    world.run(world.interval() + 5 * SECOND);
+    assert_eq!(world.on_vf(), ["vm0", "vm1"]);
+    world.refuses_unplug = Some("vm1".parse().unwrap());
+    world.set_rates(&[10.0, 5.0, 900.0, 800.0]);
+    while world.on_vf().len() == 2 {
+        world.run(SECOND / 10);
+    }
+    world.run(5 * SECOND);
+    assert_eq!(moving(&world), [0, 1], "vm1 is still being asked for its VF");
+    assert_eq!(world.on_vf(), ["vm2"], "which has the other one");
+}
+
+#[test]
+fn a_cleared_vf_is_given_away_only_once_qemu_has_let_it_go_and_then_at_once() {
+    let mut world = World::new(Strategy::Activity, 2, 1);
+    world.set_rates(&[900.0, 10.0]);
+    world.run(world.interval() + 5 * SECOND);
+    world.refuses_unplug = Some("vm0".parse().unwrap());
+    world.set_rates(&[10.0, 900.0]);
+    let state = |world: &World| world.engine.status(world.now).pools[0].vfs[0].state;
+    while state(&world) != "quarantined" {
+        world.run(SECOND / 10);
+    }
+    world.event(Event::Clear(VfId::new("vf0")));
+    world.run(5 * SECOND);
+    assert_eq!((state(&world), world.on_vf().len()), ("quarantined", 0));
+    // Less than the pause between two looks of the engine's own.
+    world.refuses_unplug = None;
+    world.event(Event::Clear(VfId::new("vf0")));
+    world.run(3 * SECOND);
+    assert_eq!(world.on_vf(), ["vm1"]);
+}
+
+#[test]
+fn a_vf_that_rests_may_be_tried_again_at_once() {
+    let mut world = World::new(Strategy::Activity, 1, 1);
+    world.broken_vf = Some(VfId::new("vf0"));
+    world.run(5 * SECOND);
+    let vf = world.engine.status(world.now).pools[0].vfs[0].clone();
+    assert_eq!(vf.state, "resting");
+    world.broken_vf = None;
+    world.event(Event::Clear(vf.vf));
+    world.run(3 * SECOND);
+    assert_eq!(world.on_vf(), ["vm0"]);
+}

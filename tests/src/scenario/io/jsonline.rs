@@ -57,6 +57,17 @@ impl QmpClient {
         }
     }
 
+    /// Waits for an event of this name; its data.
+    pub fn event(&mut self, name: &str) -> Result<Value> {
+        loop {
+            let line: Value = serde_json::from_str(&self.read()?)
+                .with_context(|| format!("{}: {name}", self.path.display()))?;
+            if line["event"] == name {
+                return Ok(line["data"].clone());
+            }
+        }
+    }
+
     /// The next line, an event's, if it begins before that moment.
     pub fn line_until(&mut self, end: Instant) -> Result<Option<String>> {
         let left = end.saturating_duration_since(Instant::now());
