@@ -7,9 +7,9 @@
 
 use std::collections::VecDeque;
 
-/// The longest QMP line taken: `query-qmp-schema` of QEMU 10 answers 0.3 MiB on one line, and
-/// nothing that FlexVF asks for comes near.
-pub const MAX_QMP_LINE: usize = 10 * 1024 * 1024;
+/// The longest QMP line taken: a list of some three thousand devices. Nothing that FlexVF asks for is
+/// longer, and a line is what one QEMU can make the daemon hold.
+pub const MAX_QMP_LINE: usize = 256 * 1024;
 
 /// The longest line taken from a guest: sixteen interfaces with counters are 8 KiB.
 pub const MAX_AGENT_LINE: usize = 64 * 1024;

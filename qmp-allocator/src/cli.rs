@@ -2,6 +2,7 @@
 
 mod check_config;
 mod client;
+mod quarantine;
 mod run;
 mod simulate;
 mod status;
@@ -42,6 +43,8 @@ enum Command {
     Run(run::Args),
     /// Show who has which VF, and why
     Status(status::Args),
+    /// Show VFs that QEMU or the host has not let go of, and have FlexVF look at one again
+    Quarantine(quarantine::Args),
     /// Check a configuration, and the VM files that it leads to, without running anything
     CheckConfig(check_config::Args),
     /// Compare the strategies over made-up or recorded traffic, without a host
@@ -69,6 +72,7 @@ impl Cli {
         match self.command {
             Command::Run(args) => run::run(args),
             Command::Status(args) => status::run(args),
+            Command::Quarantine(args) => quarantine::run(args),
             Command::CheckConfig(args) => check_config::run(args),
             Command::Simulate(args) => simulate::run(&args),
         }

@@ -7,10 +7,13 @@
 mod daemon;
 mod raw;
 mod text;
+mod vf;
 mod vm;
 
 pub use daemon::{
-    Config, Deadlines, EmulatedPool, MacOrder, Pool, PoolKind, SriovPool, Strategy, Tuning,
+    Config, Deadlines, EmulatedPool, MacOrder, NodeOwner, Pool, PoolKind, SriovPool, Strategy,
+    Tuning, VfRange, VfioKind,
 };
 pub use text::ConfigError;
+pub use vf::VfOptions;
 pub use vm::{Pin, VmConfig};

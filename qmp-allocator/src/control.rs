@@ -5,6 +5,7 @@
 //! | command | answer |
 //! |---|---|
 //! | `query-status` | [`Status`] |
+//! | `clear-quarantine`, argument `vf` | `{}`: the VF is looked at now; `query-status` tells what came of it |
 //! | `query-version` | `{"flexvf": "0.1.0"}` |
 //! | `query-commands` | their names |
 
@@ -23,12 +24,15 @@ use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use crate::logic::status::Status;
+use crate::logic::vf::VfId;
 
 /// A question to the daemon.
 #[derive(Debug)]
 pub enum Query {
     /// Everything, as it is now.
     Status(oneshot::Sender<Status>),
+    /// Look now at a VF that is quarantined or rests; or why there is nothing to do.
+    Clear(VfId, oneshot::Sender<Result<(), String>>),
 }
 
 /// Why there is no control socket.
@@ -135,9 +139,12 @@ impl ControlServer {
 
     /// Sends an event to every client that has negotiated.
     pub fn tell(&self, name: &str, data: &impl Serialize) {
+        if self.events.receiver_count() == 0 {
+            return;
+        }
         let event =
             serde_json::json!({"event": name, "data": data, "timestamp": session::timestamp()});
-        // Nobody may be listening.
+        // The last one may have gone just now.
         let _ = self.events.send(event.to_string().into());
     }
 

@@ -18,15 +18,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::{Instrument, info, info_span, warn};
+use tracing::{Instrument, Level, debug, enabled, info, info_span, warn};
 
 use self::clock::{now, sleep_until};
 use self::host::{Host, HostError};
-use self::vm::{Order, Shared, VmTask};
+use self::vm::{Grid, Order, Shared, VmTask};
 use crate::config::{Config, Pool, PoolKind, VmConfig};
 use crate::control::{ControlError, ControlServer, Query};
 use crate::io::registry::Registry;
-use crate::logic::engine::{Command, Engine, Event, Settings, VmSpec};
+use crate::logic::engine::{Command, Engine, Event, Saved, SavedPool, Settings, VmSpec};
 use crate::logic::status::{Problem, Status};
 use crate::logic::switch::{Limits, Outcome, Report};
 
@@ -36,6 +36,8 @@ const SCAN_PERIOD: Duration = Duration::from_secs(1);
 const POOL_PERIOD: Duration = Duration::from_secs(5);
 /// Events on their way from VMs' tasks; a full channel makes the tasks wait, never the daemon.
 const MAX_EVENTS: usize = 1024;
+/// Events taken at once.
+const MAX_BATCH: usize = 64;
 /// Orders on their way to one VM: an action, and a few looks.
 const MAX_ORDERS: usize = 8;
 /// Speed of a VF's link where nothing better is known: bounds what a guest may claim.
@@ -72,28 +74,36 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         daemon.to_daemon.clone(),
     ));
     info!(strategy = daemon.config.strategy.name(), interval = ?daemon.config.interval, "FlexVF runs");
+    let mut events = Vec::with_capacity(MAX_BATCH);
     loop {
         let wake_at = daemon.engine.wake_at(now());
-        let events = tokio::select! {
+        tokio::select! {
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            Some(event) = daemon.events.recv() => vec![event],
-            () = sleep_until(wake_at) => vec![Event::Tick],
-            _ = scan.tick() => daemon.scan(),
-            query = control.next() => { answer(query, &daemon); Vec::new() }
-        };
-        daemon.handle(events, &control);
+            _ = daemon.events.recv_many(&mut events, MAX_BATCH) => {}
+            () = sleep_until(wake_at) => events.push(Event::Tick),
+            _ = scan.tick() => events = daemon.scan(),
+            query = control.next() => events.extend(answer(query, &daemon)),
+        }
+        daemon.handle(&mut events, &control);
     }
     info!("FlexVF ends; VFs stay where they are");
     Ok(())
 }
 
-fn answer(query: Query, daemon: &Daemon) {
+/// What the engine is to hear of it. Whoever asked may have gone.
+fn answer(query: Query, daemon: &Daemon) -> Vec<Event> {
     match query {
         Query::Status(reply) => {
-            // Whoever asked may have gone.
             let _ = reply.send(daemon.status());
+            Vec::new()
+        }
+        Query::Clear(vf, reply) => {
+            let may = daemon.engine.status(now()).may_clear(&vf);
+            let events = may.iter().map(|()| Event::Clear(vf.clone())).collect();
+            let _ = reply.send(may);
+            events
         }
     }
 }
@@ -105,6 +115,8 @@ struct Daemon {
     shared: Arc<Shared>,
     vms: BTreeMap<VmName, VmHandle>,
     problems: Vec<Problem>,
+    /// A VM's task was too busy to hear of its changed registration.
+    untold: bool,
     events: mpsc::Receiver<Event>,
     to_daemon: mpsc::Sender<Event>,
     state: state::Writer,
@@ -124,14 +136,15 @@ impl Daemon {
         let saved = state::read(&config.state_file);
         let host =
             Host::new(&config).map_err(|error: HostError| DaemonError::Host(error.to_string()))?;
-        let shared =
-            Shared { host, deadlines: config.deadlines, sample_interval: config.sample_interval };
+        let grid = Grid::new(config.sample_interval, config.interval);
+        let shared = Shared { host, deadlines: config.deadlines, grid };
         Ok(Self {
             engine: Engine::new(now(), settings(&config), &names, saved),
             registry: Registry::new(config.vms_dir.clone()),
             shared: Arc::new(shared),
             vms: BTreeMap::new(),
             problems: Vec::new(),
+            untold: false,
             events,
             to_daemon,
             state: state::Writer::new(config.state_file.clone()),
@@ -140,12 +153,16 @@ impl Daemon {
         })
     }
 
-    fn handle(&mut self, events: Vec<Event>, control: &ControlServer) {
-        let mut events = VecDeque::from(events);
-        while let Some(event) = events.pop_front() {
-            self.tell_pool_problem(&event);
-            for command in self.engine.on(now(), event) {
-                events.extend(self.carry_out(command, control));
+    fn handle(&mut self, events: &mut Vec<Event>, control: &ControlServer) {
+        for event in events.drain(..) {
+            // What follows from an event at once comes before the next one.
+            let mut next = Some(event);
+            let mut followed = VecDeque::new();
+            while let Some(event) = next.take().or_else(|| followed.pop_front()) {
+                self.tell_pool_problem(&event);
+                for command in self.engine.on(now(), event) {
+                    followed.extend(self.carry_out(command, control));
+                }
             }
         }
     }
@@ -170,7 +187,7 @@ impl Daemon {
                 info!(%vm, "VM forgotten");
             }
             Command::Save(saved) => {
-                self.tell_round();
+                self.tell_round(&saved);
                 self.state.write(saved);
             }
             Command::Tell(end) => {
@@ -194,17 +211,29 @@ impl Daemon {
         self.vms.get(vm).is_some_and(|handle| handle.orders.try_send(order).is_ok())
     }
 
-    fn tell_round(&self) {
+    /// In one line for a pool; a line for each VM is for those who want to know its why.
+    fn tell_round(&self, saved: &Saved) {
+        for (pool, SavedPool { ranking, winners, .. }) in &saved.pools {
+            info!(round = saved.round, pool, ranked = ranking.len(), winners, "decided");
+        }
+        if !enabled!(Level::DEBUG) {
+            return;
+        }
         let status = self.engine.status(now());
         for vm in &status.vms {
             let pps = vm.last_interval.as_ref().map(|interval| interval.rate.pps.round());
-            info!(round = status.round, vm = %vm.vm, pps, path = vm.path, reason = vm.reason, "ranked");
+            debug!(round = status.round, vm = %vm.vm, pps, path = vm.path, reason = vm.reason, "ranked");
         }
     }
 
     /// Registers new VMs, changed ones, and lets the engine know of those that are gone.
     fn scan(&mut self) -> Vec<Event> {
-        let scan = self.registry.scan().clone();
+        let scan = self.registry.scan();
+        if !scan.changed && !self.untold {
+            return Vec::new();
+        }
+        self.untold = false;
+        let scan = scan.clone();
         let mut problems = scan.problems;
         let mut events: Vec<Event> = Vec::new();
         for (name, config) in &scan.vms {
@@ -220,6 +249,8 @@ impl Daemon {
                 problems.push((config.file.clone(), what));
             } else if self.adopt_config(name, config) {
                 events.push(registered(config));
+            } else {
+                self.untold = true;
             }
         }
         self.tell_problems(&problems);
@@ -280,12 +311,14 @@ impl Daemon {
                 Some(PoolKind::Emulated(_)) => "emulated",
                 _ => "sriov",
             };
+            pool.pfs = self.shared.host.pfs(&pool.name);
         }
         status.problems.clone_from(&self.problems);
         let pools = self.pool_problems.iter();
         status.problems.extend(
             pools.map(|(pool, text)| Problem { subject: pool.clone(), text: text.clone() }),
         );
+        status.problems.extend(self.shared.host.notes());
         status
     }
 }
@@ -324,10 +357,12 @@ async fn look_at_pools(pools: Vec<Pool>, shared: Arc<Shared>, to_daemon: mpsc::S
     loop {
         timer.tick().await;
         for pool in &pools {
-            let (vfs, problem) = match shared.host.vfs(pool).await {
-                Ok(vfs) => (vfs, None),
-                Err(error) => (Vec::new(), Some(format!("pool {:?}: {error}", pool.name))),
-            };
+            let (vfs, problem) = shared.host.vfs(pool).await;
+            let problem = problem.map(|problem| format!("pool {:?}: {problem}", pool.name));
+            let near = Event::VfNodes { pool: pool.name.clone(), nodes: shared.host.nodes(&vfs) };
+            if to_daemon.send(near).await.is_err() {
+                return;
+            }
             let event = Event::Pool { pool: pool.name.clone(), vfs, problem };
             if to_daemon.send(event).await.is_err() {
                 return;

@@ -2,11 +2,14 @@
 //!
 //! [`engine`] holds it together: events in, commands out. It asks [`rate`] how busy the VMs were,
 //! [`policy`] who deserves a VF, [`reconcile`] what to move next, and [`switch`] how to move it.
+//! [`settings`] plans what a VF's PF is told and how that is undone, [`memlock`] who may not have one.
 
 pub mod engine;
+pub mod memlock;
 pub mod policy;
 pub mod rate;
 pub mod reconcile;
+pub mod settings;
 pub mod simulate;
 pub mod status;
 pub mod switch;

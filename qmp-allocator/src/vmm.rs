@@ -3,16 +3,20 @@
 //! [`Hypervisor`] is all that the engine needs of a VM's monitor, so that another VMM than QEMU (or
 //! a test) can be put in its place; [`QmpVmm`] is the implementation for QEMU. Nothing is
 //! remembered here: what is plugged is asked of the monitor each time, and a device's id tells what
-//! it is ([`Backend::device_id`]).
+//! it is ([`Backend::device_id`]). `examples/embed.rs` runs the engine over a monitor of its own.
 
+mod carry;
 mod qemu;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 
 use flexvf_protocol::{MacAddr, PciAddress};
 use tokio::sync::mpsc;
 
+pub use carry::carry_out;
+pub(crate) use qemu::IOMMU;
 pub use qemu::QmpVmm;
 
 use crate::io::qmp::{EventStream, QmpError};
@@ -61,6 +65,9 @@ pub enum Backend {
     Vfio {
         /// The function.
         host: PciAddress,
+        /// Its own VFIO node (`/dev/vfio/devices/vfio0`), where it is to be used by that and iommufd instead
+        /// of its group's.
+        node: Option<PathBuf>,
     },
     /// A NIC model of QEMU's on an existing TAP.
     Nic {
@@ -77,7 +84,7 @@ impl Backend {
     /// The one id that a device with this backend has: `flexvf-0000-01-10-0`, `flexvf-tap-vf0`.
     pub fn device_id(&self) -> String {
         match self {
-            Self::Vfio { host } => {
+            Self::Vfio { host, .. } => {
                 format!("{ID_PREFIX}{}", host.to_string().replace([':', '.'], "-"))
             }
             Self::Nic { tap, .. } => format!("{ID_PREFIX}{TAP_MARK}{tap}"),
@@ -238,10 +245,21 @@ pub enum VmmError {
     /// The device is in the VM.
     #[error("device {0} is in the VM already; wait until it is unplugged")]
     AlreadyThere(String),
+    /// A VFIO node cannot be opened for QEMU.
+    #[error("{path}: {cause}; FlexVF opens it for QEMU and needs root's rights for it")]
+    Node {
+        /// The node.
+        path: String,
+        /// The system's word.
+        cause: std::io::Error,
+    },
     /// QMP failed.
     #[error(transparent)]
     Qmp(#[from] QmpError),
-    /// Another monitor than QEMU's failed.
+    /// Another monitor than QEMU's refused: it certainly did not happen.
     #[error("{0}")]
     Other(String),
+    /// Another monitor than QEMU's did not answer: it may have happened.
+    #[error("{0}")]
+    Unanswered(String),
 }

@@ -1,5 +1,5 @@
 //! What crosses FlexVF's crates: the traffic tool, the scenarios on real QEMU guests, the allocator's
-//! simulator, the benchmarks, the tidy rules.
+//! simulator, fleets of made-up VMs, the benchmarks, the tidy rules.
 //!
 //! Four programs are made of it. `flexvf-traffic` runs in each guest and beside the bridge and counts
 //! packets exactly; `flexvf-scenario` runs on the testbed's host, starts guests and the daemon, moves
@@ -9,6 +9,7 @@
 
 pub mod bench;
 pub mod blast;
+pub mod fleet;
 pub mod scenario;
 pub mod sim;
 pub mod sys;

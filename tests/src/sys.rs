@@ -47,6 +47,24 @@ pub fn tie_to_this_thread(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGTERM)?)) }
 }
 
+/// The child calls listen(2) on this bound socket, so that SO_PEERCRED names the child to whoever
+/// connects, whoever accepts. The socket has to stay open until the child runs.
+pub fn listen_as<'a>(command: &'a mut Command, socket: BorrowedFd<'_>) -> &'a mut Command {
+    let socket = socket.as_raw_fd();
+    let listen = move || match listen_on(socket) {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    // SAFETY: listen(2) is a plain system call: no allocation, no lock.
+    unsafe { command.pre_exec(listen) }
+}
+
+fn listen_on(socket: RawFd) -> i32 {
+    const BACKLOG: i32 = 16;
+    // SAFETY: it takes no memory; a descriptor that is none is an error.
+    unsafe { libc::listen(socket, BACKLOG) }
+}
+
 /// CLOCK_MONOTONIC in microseconds; the same for every process of a machine.
 pub fn monotonic_us() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC)

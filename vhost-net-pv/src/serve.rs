@@ -60,12 +60,13 @@ fn confined(
     device.on_front_end(move |connected| to_manager.front_end(connected));
     notifier.ready();
     info!("ready");
-    device.serve(opened.front_ends, &stopper).context("cannot accept front-ends")
+    device.serve(opened.front_ends, &stopper).context("cannot go on")
 }
 
 fn stop_at(signals: SigSet, stopper: Stopper, notifier: Arc<Notifier>) -> std::io::Result<()> {
     let wait = move || {
         let _ = signals.wait();
+        info!("told to end");
         notifier.stopping();
         stopper.stop();
     };

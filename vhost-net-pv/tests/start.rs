@@ -1,13 +1,18 @@
 //! What the program says of a start that cannot work, and of a front-end that is not there yet.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::process::{Command, Output};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output, Stdio};
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{dup, mkfifo};
 use vhost::vhost_user::message::FrontendReq;
 use vhost_net_pv::io::netdev::Netdev;
@@ -15,11 +20,13 @@ use vhost_net_pv::io::port::{IoMethod, Port, Tap, TapOptions};
 
 use common::{FrontEnd, Shared};
 use namespace::{in_namespace, ip};
-use program::Backend;
+use program::{Backend, Program};
 
 mod common;
 mod namespace;
 mod program;
+
+const NOBODY: u32 = 65_534;
 
 fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_vhost-net-pv")).args(arguments).output().unwrap()
@@ -65,7 +72,7 @@ fn a_front_end_that_is_not_there_yet_is_told_once_for_each_reason() {
     backend.until("the next reason is told", || backend.log().contains("refused"));
     std::thread::sleep(std::time::Duration::from_secs(1));
     assert_eq!(told(), 2, "{}", backend.log());
-    std::fs::remove_file(backend.socket()).unwrap();
+    fs::remove_file(backend.socket()).unwrap();
     let _front_end = UnixListener::bind(backend.socket()).unwrap();
     backend.until("it connects", || backend.log().contains("front-end connected"));
     assert!(backend.end());
@@ -143,4 +150,100 @@ fn a_fifo_is_no_stats_page_and_nothing_waits_for_it() {
     assert!(complaint(&["stats", path]).contains("not a stats page"));
     let said = complaint(&["--socket", "/nonexistent/s", "--port", "null", "--stats", path]);
     assert!(said.contains(path), "{said}");
+}
+
+fn have_own_mounts() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+}
+
+#[test]
+fn a_tap_with_queues_is_for_one_backend() {
+    in_namespace(|| {
+        have_own_mounts();
+        // So that it shows the interfaces of this namespace.
+        mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>).unwrap();
+        ip("tuntap add many mode tap multi_queue");
+        let first = Backend::start_with(&["--tap", "many"]);
+        let said = complaint(&["--tap", "many", "--socket", "/nonexistent/socket"]);
+        assert!(said.contains("another program holds it"), "{said}");
+        assert!(first.end());
+        assert!(Backend::start_with(&["--tap", "many", "--queues", "2"]).end());
+    });
+}
+
+#[test]
+fn a_tap_that_was_made_for_a_user_needs_no_privilege_once_it_is_up() {
+    in_namespace(|| {
+        ip(&format!("tuntap add own mode tap user {NOBODY}"));
+        let folder = tempfile::tempdir().unwrap();
+        // Open to all, as it is everywhere but in a few containers.
+        have_own_mounts();
+        let (device, open) = (folder.path().join("tun"), Mode::from_bits_truncate(0o666));
+        mknod(&device, SFlag::S_IFCHR, open, makedev(10, 200)).unwrap();
+        fs::set_permissions(&device, fs::Permissions::from_mode(0o666)).unwrap();
+        mount(Some(&device), "/dev/net/tun", None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        chown(folder.path(), Some(NOBODY), None).unwrap();
+        // By descriptor, since the build's folder may be closed to others.
+        let file = File::open(env!("CARGO_BIN_EXE_vhost-net-pv")).unwrap();
+        let program = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let socket = folder.path().join("socket");
+        let start = || {
+            let mut command = Command::new(&program);
+            command.args(["--tap", "own", "--socket"]).arg(&socket).uid(NOBODY).gid(NOBODY);
+            command.stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let output = start().wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("cannot set up own") && said.contains("done before"), "{said}");
+        ip("link set own up");
+        let started = Program(start());
+        common::connect(&socket);
+        assert!(started.end(Signal::SIGTERM).success());
+    });
+}
+
+#[test]
+fn a_tap_that_is_deleted_ends_the_program_with_an_error() {
+    in_namespace(|| {
+        let mut backend = Backend::start_with(&["--tap", "brief"]);
+        ip("link del brief");
+        assert_eq!(backend.exit_code(), Some(1));
+        assert!(backend.log().contains("was deleted"), "{}", backend.log());
+        assert!(!backend.socket().exists(), "the socket was left behind");
+    });
+}
+
+#[test]
+fn a_stats_page_that_is_cut_ends_nothing_and_is_told() {
+    let backend = Backend::start("loopback", 1);
+    let path = backend.folder().join("stats");
+    File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+    let shared = Shared::new();
+    for _ in 0..2 {
+        let mut front_end = FrontEnd::connect(&backend.socket(), &shared);
+        front_end.start();
+        common::exchange(&mut front_end, 1);
+    }
+    backend.until("it is told", || backend.log().contains("stats page was cut"));
+    assert!(backend.end());
+}
+
+#[test]
+fn bridges_that_cannot_be_used_are_told_by_name() {
+    in_namespace(|| {
+        ip("link add br0 type bridge");
+        ip("link add br1 type bridge");
+        ip("tuntap add port mode tap");
+        ip("link set port master br1");
+        let told = |tap, bridge| complaint(&["--socket", "/x/s", "--tap", tap, "--bridge", bridge]);
+        assert!(
+            told("port", "br0").contains("port is a port of another"),
+            "{}",
+            told("port", "br0")
+        );
+        assert!(told("new", "lo").contains("lo is no bridge"), "{}", told("new", "lo"));
+        assert!(told("new", "br7").contains("no interface br7"), "{}", told("new", "br7"));
+    });
 }

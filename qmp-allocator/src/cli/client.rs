@@ -27,13 +27,13 @@ impl Client {
         if greeting.get("QMP").is_none() {
             bail!("control socket {}: not a flexvf daemon", socket.display());
         }
-        client.ask("qmp_capabilities")?;
+        client.ask("qmp_capabilities", &json!({}))?;
         Ok(client)
     }
 
     /// One command and its answer; events in between are passed over.
-    pub(super) fn ask(&mut self, command: &str) -> anyhow::Result<Value> {
-        let request = json!({"execute": command});
+    pub(super) fn ask(&mut self, command: &str, arguments: &Value) -> anyhow::Result<Value> {
+        let request = json!({"execute": command, "arguments": arguments});
         writeln!(self.reader.get_mut(), "{request}").context("the daemon has hung up")?;
         loop {
             let mut answer = self.line()?;

@@ -1,6 +1,6 @@
 //! `flexvf status`: a table for people, JSON for programs.
 
-mod table;
+pub(super) mod table;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -36,7 +36,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout();
     let clear = args.watch.is_some() && !args.json && out.is_terminal();
     loop {
-        let status = client.ask("query-status")?;
+        let status = client.ask("query-status", &serde_json::json!({}))?;
         let text = if args.json { format!("{status}\n") } else { table::render(&status) };
         // Home, the text, then clear what is left below: no flicker.
         let text =

@@ -6,7 +6,7 @@ use std::time::Duration;
 use flexvf_protocol::PciAddress;
 use serde::Deserialize;
 
-use super::{ConfigError, raw};
+use super::{ConfigError, VfOptions, raw};
 pub use crate::logic::policy::{Strategy, Tuning};
 
 /// Everything the daemon is told.
@@ -75,23 +75,63 @@ pub enum PoolKind {
     Emulated(EmulatedPool),
 }
 
-/// Virtual functions of one NIC port.
+/// Virtual functions of one or more NIC ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SriovPool {
-    /// The PF's interface. `pf = "eth0"`.
-    pub pf: String,
-    /// The VFs to use; all of the PF's when absent. `vfs = ["0000:01:10.0"]`.
-    pub vfs: Option<Vec<PciAddress>>,
+    /// The PFs' interfaces, at least one. `pf = "eth0"` or `pf = ["eth0", "eth1"]`.
+    pub pfs: Vec<String>,
+    /// The VFs to use; all of the PFs' when absent. `vfs = ["0000:01:10.0", "0000:01:11.0-0000:01:11.6"]`.
+    pub vfs: Option<Vec<VfRange>>,
     /// Which MAC address moves when. `mac_order = "own-mac-follow"`.
     pub mac_order: MacOrder,
-    /// VLAN of the VFs, 0 for none. `vlan = 0`.
-    pub vlan: u16,
-    /// Source address check; left as found when absent. `spoof_check = true`.
-    pub spoof_check: Option<bool>,
-    /// Whether the guest may change the VF's addresses, which this order needs. `trust = true`.
-    pub trust: bool,
-    /// Send limit of each VF in Mbit/s; left as found when absent. `max_tx_rate_mbps = 1000`.
-    pub max_tx_rate_mbps: Option<u32>,
+    /// How its VFs are set; a VM's own settings go before it.
+    pub settings: VfOptions,
+    /// Whose a VFIO group's node is while a VM has it. `vfio_owner = "qemu"`.
+    pub vfio_owner: NodeOwner,
+    /// How QEMU gets at a VF. `vfio = "group"`.
+    pub vfio: VfioKind,
+    /// Unicast addresses that a PF can filter, where the operator knows it. `max_pf_filters = 128`.
+    pub max_pf_filters: Option<usize>,
+}
+
+/// PCI functions from one to another, in the order of their addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VfRange {
+    /// The first of them.
+    pub first: PciAddress,
+    /// The last of them; the first itself where a single one is meant.
+    pub last: PciAddress,
+}
+
+/// Whose a VFIO group's node is while a VM has the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NodeOwner {
+    /// The user's and group's that the VM's QEMU runs as: nothing changes for one that is root.
+    #[default]
+    Qemu,
+    /// As found: whoever else gives QEMU its right to the node.
+    Keep,
+    /// This user's and group's.
+    Ids(u32, u32),
+}
+
+/// How QEMU gets at a VF.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VfioKind {
+    /// QEMU opens the node of the VF's IOMMU group.
+    #[default]
+    Group,
+    /// FlexVF opens the VF's own node and hands it to QEMU with an iommufd; by the group where QEMU
+    /// or the kernel has no iommufd.
+    Iommufd,
+}
+
+impl VfRange {
+    /// Whether a function is in it.
+    pub fn contains(&self, address: PciAddress) -> bool {
+        (self.first..=self.last).contains(&address)
+    }
 }
 
 /// QEMU's own NIC models on TAPs.

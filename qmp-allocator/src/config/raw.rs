@@ -1,21 +1,19 @@
 //! The daemon's file as it is written, and the checks that make a [`Config`] of it.
 
 mod policy;
+mod pool;
 
-use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use flexvf_protocol::PciAddress;
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::text::Text;
-use super::{
-    Config, ConfigError, Deadlines, EmulatedPool, MacOrder, Pool, PoolKind, SriovPool, Strategy,
-    Tuning,
-};
+use super::vf::Requirable;
+use super::{Config, ConfigError, Deadlines, MacOrder, Pool, Strategy, Tuning, VfioKind};
+use crate::logic::settings::VfLink;
 
 type Seconds = Option<Spanned<f64>>;
 
@@ -64,15 +62,29 @@ enum Kind {
 struct RawPool {
     name: Option<Spanned<String>>,
     kind: Spanned<Kind>,
-    pf: Option<Spanned<String>>,
-    vfs: Option<Spanned<Vec<Spanned<PciAddress>>>>,
+    pf: Option<Spanned<OneOrMore>>,
+    vfs: Option<Spanned<Vec<Spanned<String>>>>,
     mac_order: Option<Spanned<MacOrder>>,
     vlan: Option<Spanned<u16>>,
+    qos: Option<Spanned<u8>>,
     spoof_check: Option<Spanned<bool>>,
     trust: Option<Spanned<bool>>,
+    link_state: Option<Spanned<VfLink>>,
+    min_tx_rate_mbps: Option<Spanned<u32>>,
     max_tx_rate_mbps: Option<Spanned<u32>>,
+    required: Option<Spanned<Vec<Requirable>>>,
+    vfio: Option<Spanned<VfioKind>>,
+    vfio_owner: Option<Spanned<String>>,
+    max_pf_filters: Option<Spanned<usize>>,
     model: Option<Spanned<String>>,
     taps: Option<Spanned<Vec<Spanned<String>>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
 }
 
 pub(super) fn load(path: &Path) -> Result<Config, ConfigError> {
@@ -165,7 +177,7 @@ fn pools(path: &Path, text: &Text, raw: &[Spanned<RawPool>]) -> Result<Vec<Pool>
         let remedy = "add a [[pool]] with kind = \"sriov\" and pf, or kind = \"emulated\" and taps";
         return Err(whole(path, "no pool to take VFs from", remedy));
     }
-    let mut taken = Taken::default();
+    let mut taken = pool::Taken::default();
     let mut pools = Vec::new();
     for raw in raw {
         let pool = raw.get_ref();
@@ -183,128 +195,12 @@ fn pools(path: &Path, text: &Text, raw: &[Spanned<RawPool>]) -> Result<Vec<Pool>
             });
         }
         let kind = match pool.kind.get_ref() {
-            Kind::Sriov => sriov(text, pool, name, &mut taken)?,
-            Kind::Emulated => emulated(text, pool, name, &mut taken)?,
+            Kind::Sriov => pool::sriov(text, pool, name, &mut taken)?,
+            Kind::Emulated => pool::emulated(text, pool, name, &mut taken)?,
         };
         pools.push(Pool { name: name.to_owned(), kind });
     }
     Ok(pools)
-}
-
-/// Which pool has what, by name.
-#[derive(Default)]
-struct Taken {
-    functions: BTreeMap<PciAddress, String>,
-    taps: BTreeMap<String, String>,
-    /// Whole PFs, and PFs of which single VFs are taken.
-    pfs: BTreeMap<String, (bool, String)>,
-}
-
-fn sriov(
-    text: &Text,
-    pool: &RawPool,
-    name: &str,
-    taken: &mut Taken,
-) -> Result<PoolKind, ConfigError> {
-    foreign(text, pool.model.as_ref(), "model", "emulated")?;
-    foreign(text, pool.taps.as_ref(), "taps", "emulated")?;
-    let Some(pf) = &pool.pf else {
-        let remedy = "add pf = \"INTERFACE\", the PF's as `ip link` shows it";
-        return Err(text.refuse(&pool.kind, "a pool of VFs without their PF", remedy));
-    };
-    let interface = text.interface(pf)?;
-    let all = pool.vfs.is_none();
-    if let Some((other_has_all, other)) = taken.pfs.get(&interface)
-        && (all || *other_has_all)
-    {
-        let what = format!("pool {other:?} takes VFs of {interface} too");
-        return Err(text.refuse(pf, what, "list the `vfs` of each of the two"));
-    }
-    taken.pfs.insert(interface.clone(), (all, name.to_owned()));
-    for vf in pool.vfs.iter().flat_map(|vfs| vfs.get_ref()) {
-        let address = *vf.get_ref();
-        if let Some(other) = taken.functions.insert(address, name.to_owned()) {
-            let what = format!("VF {address} is listed already, in pool {other:?}");
-            return Err(text.refuse(vf, what, "list it once"));
-        }
-    }
-    let vfs = pool.vfs.as_ref().map(Spanned::get_ref);
-    if let (Some(at), Some([])) = (&pool.vfs, vfs.map(Vec::as_slice)) {
-        return Err(text.refuse(at, "an empty list of VFs", "list some, or leave out `vfs`"));
-    }
-    if let Some(vlan) = pool.vlan.as_ref().filter(|vlan| *vlan.get_ref() > MAX_VLAN) {
-        let what = format!("VLAN {}", vlan.get_ref());
-        return Err(text.refuse(vlan, what, format!("give 1 to {MAX_VLAN}, or 0 for none")));
-    }
-    let trust = pool.trust.as_ref();
-    if let Some(at) = trust.filter(|trust| !*trust.get_ref()) {
-        let remedy = "leave it out: the guest's bond moves the shared MAC address to the VF";
-        return Err(text.refuse(at, "mac_order \"own-mac-follow\" without trust", remedy));
-    }
-    Ok(PoolKind::Sriov(SriovPool {
-        pf: interface,
-        vfs: vfs.map(|vfs| vfs.iter().map(|vf| *vf.get_ref()).collect()),
-        mac_order: pool.mac_order.as_ref().map(|m| *m.get_ref()).unwrap_or_default(),
-        vlan: pool.vlan.as_ref().map_or(0, |vlan| *vlan.get_ref()),
-        spoof_check: pool.spoof_check.as_ref().map(|check| *check.get_ref()),
-        trust: trust.is_none_or(|trust| *trust.get_ref()),
-        max_tx_rate_mbps: pool.max_tx_rate_mbps.as_ref().map(|rate| *rate.get_ref()),
-    }))
-}
-
-fn emulated(
-    text: &Text,
-    pool: &RawPool,
-    name: &str,
-    taken: &mut Taken,
-) -> Result<PoolKind, ConfigError> {
-    foreign(text, pool.pf.as_ref(), "pf", "sriov")?;
-    foreign(text, pool.vfs.as_ref(), "vfs", "sriov")?;
-    foreign(text, pool.mac_order.as_ref(), "mac_order", "sriov")?;
-    foreign(text, pool.vlan.as_ref(), "vlan", "sriov")?;
-    foreign(text, pool.spoof_check.as_ref(), "spoof_check", "sriov")?;
-    foreign(text, pool.trust.as_ref(), "trust", "sriov")?;
-    foreign(text, pool.max_tx_rate_mbps.as_ref(), "max_tx_rate_mbps", "sriov")?;
-    let listed = pool.taps.as_ref().map_or(&[][..], |taps| taps.get_ref());
-    if listed.is_empty() {
-        let remedy = "add taps = [\"vf0\", …], existing TAPs on the guests' bridge";
-        return Err(text.refuse(&pool.kind, "an emulated pool without TAPs", remedy));
-    }
-    let mut taps = Vec::new();
-    for tap in listed {
-        let interface = text.interface(tap)?;
-        if let Some(other) = taken.taps.insert(interface.clone(), name.to_owned()) {
-            let what = format!("TAP {interface} is listed already, in pool {other:?}");
-            return Err(text.refuse(tap, what, "list it once"));
-        }
-        taps.push(interface);
-    }
-    let model = match &pool.model {
-        None => "e1000e".to_owned(),
-        Some(model) => {
-            let allowed = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
-            let found = model.get_ref();
-            if found.is_empty() || found == "vfio-pci" || !found.chars().all(allowed) {
-                let what = format!("{found:?} is no NIC model of QEMU's");
-                return Err(text.refuse(model, what, "give one such as e1000e or igb"));
-            }
-            found.clone()
-        }
-    };
-    Ok(PoolKind::Emulated(EmulatedPool { model, taps }))
-}
-
-/// Refuses a key that belongs to the other kind of pool.
-fn foreign<T>(
-    text: &Text,
-    found: Option<&Spanned<T>>,
-    key: &str,
-    kind: &str,
-) -> Result<(), ConfigError> {
-    found.map_or(Ok(()), |at| {
-        let what = format!("`{key}` belongs to pools of kind {kind:?}");
-        Err(text.refuse(at, what, "remove it, or correct the pool's kind"))
-    })
 }
 
 /// From ten a second, for tests, to one a month.
@@ -317,8 +213,6 @@ const DRAINS: RangeInclusive<f64> = 0.0..=60.0;
 const REPEATS: RangeInclusive<f64> = 5.1..=3600.0;
 /// More VFs than a NIC has need not change hands at once.
 const SWITCHES: RangeInclusive<usize> = 1..=1024;
-/// 4095 is reserved by IEEE 802.1Q.
-const MAX_VLAN: u16 = 4094;
 const MAX_POOL_NAME: usize = 64;
 
 #[cfg(test)]

@@ -7,9 +7,11 @@ use flexvf_protocol::{MacAddr, VmName};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::ConfigError;
 use super::text::Text;
+use super::vf::{RawVf, Requirable};
+use super::{ConfigError, VfOptions};
 pub use crate::logic::policy::Pin;
+use crate::logic::settings::VfLink;
 
 /// A VM as its file registers it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +38,11 @@ pub struct VmConfig {
     pub weight: u32,
     /// `pin = "vf"` or `"pv"`: always on one path.
     pub pin: Option<Pin>,
+    /// `numa_node = 1`: the node that it runs on, whose VFs suit it best. Without it, the one that
+    /// QEMU's memory is bound to.
+    pub numa_node: Option<u32>,
+    /// How its VF is set; goes before its pool's settings, one by one.
+    pub settings: VfOptions,
 }
 
 #[derive(Deserialize)]
@@ -50,6 +57,14 @@ struct Raw {
     pool: Option<String>,
     weight: Option<Spanned<u32>>,
     pin: Option<Pin>,
+    numa_node: Option<u32>,
+    vlan: Option<Spanned<u16>>,
+    qos: Option<Spanned<u8>>,
+    spoof_check: Option<bool>,
+    link_state: Option<VfLink>,
+    min_tx_rate_mbps: Option<Spanned<u32>>,
+    max_tx_rate_mbps: Option<u32>,
+    required: Option<Vec<Requirable>>,
 }
 
 impl VmConfig {
@@ -75,9 +90,19 @@ impl VmConfig {
         let socket = |path: &Option<_>| path.as_ref().map(|p| text.socket(p)).transpose();
         let stats = raw.stats.as_ref().map(|p| text.path(p)).transpose()?;
         let pv_interface = raw.pv_interface.as_ref().map(|name| text.interface(name));
+        let settings = RawVf {
+            vlan: raw.vlan.as_ref(),
+            qos: raw.qos.as_ref(),
+            spoof_check: raw.spoof_check,
+            link_state: raw.link_state,
+            min_tx_rate_mbps: raw.min_tx_rate_mbps.as_ref(),
+            max_tx_rate_mbps: raw.max_tx_rate_mbps,
+            required: raw.required.as_ref(),
+        };
         Ok(Self {
             name,
             file: path.into(),
+            settings: VfOptions::of(&text, &settings)?,
             qmp: text.socket(&raw.qmp)?,
             agent: socket(&raw.agent)?,
             stats,
@@ -87,6 +112,7 @@ impl VmConfig {
             pool: raw.pool.unwrap_or_else(|| "default".into()),
             weight: weight(&text, raw.weight.as_ref())?,
             pin: raw.pin,
+            numa_node: raw.numa_node,
         })
     }
 }
@@ -160,6 +186,28 @@ mod tests {
         assert_eq!(vm.name.as_str(), "web-1");
         assert_eq!((vm.pool.as_str(), vm.weight, vm.pin), ("default", 1, None));
         assert_eq!(vm.ports, ["rp1"]);
+    }
+
+    #[test]
+    fn a_vm_may_have_settings_of_its_own() {
+        let keys = "vlan = 7\nqos = 3\nspoof_check = true\nlink_state = \"enable\"\nmin_tx_rate_mbps = 10\nmax_tx_rate_mbps = 100\nrequired = [\"max_tx_rate_mbps\"]\n";
+        let settings = load("web.toml", &format!("{GOOD}{keys}")).unwrap().settings;
+        assert_eq!((settings.vlan, settings.qos), (Some(7), Some(3)));
+        assert_eq!(settings.wishes().iter().filter(|wish| wish.required).count(), 1);
+        assert_eq!(settings.wishes().len(), 5);
+        for (key, error) in [
+            ("qos = 8", "web.toml:4: priority 8; give 0 to 7"),
+            (
+                "max_tx_rate_mbps = 5\nmin_tx_rate_mbps = 6",
+                "web.toml:5: a least send rate of 6 above the greatest, 5; give no more than max_tx_rate_mbps",
+            ),
+            (
+                "required = [\"mac\"]",
+                "web.toml:4: unknown variant `mac`, expected one of `vlan`, `spoof_check`, `link_state`, `min_tx_rate_mbps`, `max_tx_rate_mbps`; correct this line",
+            ),
+        ] {
+            assert_eq!(load("web.toml", &format!("{GOOD}{key}\n")).unwrap_err(), error);
+        }
     }
 
     #[test]

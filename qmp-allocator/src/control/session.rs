@@ -12,6 +12,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Query;
+use crate::logic::vf::VfId;
 
 /// A request is a name and few arguments.
 const MAX_REQUEST: usize = 64 * 1024;
@@ -29,6 +30,8 @@ pub(super) struct Session {
 #[derive(Debug, Deserialize)]
 struct Request {
     execute: String,
+    #[serde(default)]
+    arguments: Value,
     #[serde(default)]
     id: Option<Value>,
 }
@@ -106,14 +109,21 @@ impl Session {
                 "expecting capabilities negotiation with 'qmp_capabilities'",
             ),
             "query-status" => self.status(id).await,
+            "clear-quarantine" => self.clear(id, &request.arguments).await,
             "query-version" => answer(id, json!({"flexvf": VERSION})),
             "query-commands" => {
                 let name = |name| json!({"name": name});
                 answer(
                     id,
                     json!(
-                        ["qmp_capabilities", "query-status", "query-version", "query-commands"]
-                            .map(name)
+                        [
+                            "qmp_capabilities",
+                            "query-status",
+                            "clear-quarantine",
+                            "query-version",
+                            "query-commands"
+                        ]
+                        .map(name)
                     ),
                 )
             }
@@ -130,6 +140,19 @@ impl Session {
         }
         match status.await.map(|status| serde_json::to_value(&status)) {
             Ok(Ok(status)) => answer(id, status),
+            _ => error(id, "GenericError", "the daemon is ending"),
+        }
+    }
+
+    async fn clear(&self, id: Option<Value>, arguments: &Value) -> Value {
+        let Some(vf) = arguments.get("vf").and_then(Value::as_str) else {
+            return error(id, "GenericError", "parameter 'vf' is missing: a PCI address or a TAP");
+        };
+        let (reply, done) = oneshot::channel();
+        let sent = self.to_daemon.send(Query::Clear(VfId::new(vf), reply)).await;
+        match (sent, done.await) {
+            (Ok(()), Ok(Ok(()))) => answer(id, json!({})),
+            (Ok(()), Ok(Err(reason))) => error(id, "GenericError", &reason),
             _ => error(id, "GenericError", "the daemon is ending"),
         }
     }

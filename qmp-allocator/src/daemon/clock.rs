@@ -11,7 +11,10 @@ pub(super) fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
-/// Sleeps until a moment since boot.
+/// Sleeps until a moment since boot; not at all if it has come, where a timer would take a millisecond.
 pub(super) async fn sleep_until(moment: Duration) {
-    tokio::time::sleep_until(Instant::now() + moment.saturating_sub(now())).await;
+    let left = moment.saturating_sub(now());
+    if !left.is_zero() {
+        tokio::time::sleep_until(Instant::now() + left).await;
+    }
 }

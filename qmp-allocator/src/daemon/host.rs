@@ -1,24 +1,30 @@
-//! The host's side of a switch: VF settings, drivers, and where frames for a guest are sent.
+//! The host's side of a switch: VF settings and drivers ([`settings`]), where frames for a guest are
+//! sent ([`forward`]), and how the NICs are ([`health`]).
 //!
 //! One [`Host`] serves all VMs; every call is idempotent and ends within its deadline.
 
+mod forward;
+mod health;
+mod settings;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use flexvf_protocol::agent::Path;
 use flexvf_protocol::{MacAddr, PciAddress};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
-use crate::config::{Config, EmulatedPool, Pool, PoolKind, SriovPool, VmConfig};
-use crate::io::netlink::{Netlink, NetlinkError, VfChange};
+use self::health::Health;
+use super::state::boot_id;
+use crate::config::{Config, EmulatedPool, Pool, PoolKind, SriovPool, VfRange, VfioKind, VmConfig};
+use crate::io::found::Found;
+use crate::io::netlink::{self, Counters, Netlink, NetlinkError};
 use crate::io::sysfs::{Sysfs, SysfsError};
-use crate::io::vfio;
 use crate::logic::rate::{Count, Trust};
-use crate::logic::switch::Target;
 use crate::logic::vf::VfId;
-use crate::vmm::Backend;
-
-/// Looks at a VF that was just unplugged, until its QEMU has let go of it: a second in all.
-const LET_GO_LOOKS: u32 = 20;
-const LET_GO_PAUSE: Duration = Duration::from_millis(50);
+use crate::vmm::{Backend, IOMMU};
 
 /// See the module's text.
 #[derive(Debug)]
@@ -28,7 +34,31 @@ pub(super) struct Host {
     netlink: Netlink,
     prepare_deadline: Duration,
     mac_seed: u64,
+    found: Arc<Found>,
+    health: Health,
+    /// By pool.
+    counted: Mutex<BTreeMap<String, Counted>>,
 }
+
+/// Where a VF is.
+#[derive(Debug)]
+struct VfAt {
+    /// Its PF's interface.
+    pf: String,
+    /// Its number there.
+    index: u32,
+    address: PciAddress,
+}
+
+/// Counters of a PF's VFs, where the driver has them, at one moment.
+#[derive(Debug)]
+struct Counted {
+    at: Instant,
+    vfs: BTreeMap<PciAddress, Option<Counters>>,
+}
+
+/// Well below a sample interval, and longer than it takes to sample what is due at one moment.
+const SHARED_FOR: Duration = Duration::from_millis(10);
 
 /// Why the host did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +81,18 @@ pub(super) enum HostError {
         "TAP {0} is in use by another process; leave it out of the pool's `taps`, or end that process"
     )]
     TapInUse(String),
+    #[error(
+        "driver {driver} of {pf} does not take a setting that is required: {cause}; leave it out, or out of `required`"
+    )]
+    Setting { driver: String, pf: String, cause: NetlinkError },
+    #[error("VF {0} is not as it was found: {1}")]
+    NotRestored(PciAddress, String),
+    #[error(
+        "pool {0:?} has no VFs of a NIC; take the VF's settings (such as `vlan`) out of the VM's file"
+    )]
+    NoSettings(String),
+    #[error("{0}")]
+    Node(std::io::Error),
     #[error("{0} took longer than {1:?}")]
     Deadline(&'static str, Duration),
 }
@@ -63,35 +105,57 @@ impl Host {
             netlink: Netlink::new(config.deadlines.prepare)?,
             prepare_deadline: config.deadlines.prepare,
             mac_seed: host_seed(),
+            found: Arc::new(Found::new(config.state_file.with_extension("vfs"), boot_id())),
+            health: Health::default(),
+            counted: Mutex::default(),
         })
     }
 
-    /// The VFs of a pool as they are now.
-    pub(super) async fn vfs(&self, pool: &Pool) -> Result<Vec<VfId>, HostError> {
+    /// The VFs of a pool that may be given away as it is now, and what is wrong with it.
+    pub(super) async fn vfs(&self, pool: &Pool) -> (Vec<VfId>, Option<String>) {
         match &pool.kind {
-            PoolKind::Sriov(sriov) => {
-                let vfs = self.sriov_vfs(sriov)?;
-                Ok(vfs.into_iter().map(|(_, address)| VfId::new(address)).collect())
-            }
+            PoolKind::Sriov(sriov) => self.sriov_vfs(&pool.name, sriov).await,
             PoolKind::Emulated(emulated) => {
                 for tap in &emulated.taps {
-                    self.netlink.link(tap).await?;
+                    if let Err(error) = netlink::index_of(tap) {
+                        return (Vec::new(), Some(error.to_string()));
+                    }
                 }
-                Ok(emulated.taps.iter().map(VfId::new).collect())
+                (emulated.taps.iter().map(VfId::new).collect(), None)
             }
         }
+    }
+
+    /// NUMA nodes of VFs, where the host has several.
+    pub(super) fn nodes(&self, vfs: &[VfId]) -> BTreeMap<VfId, u32> {
+        let node = |vf: &VfId| self.sysfs.function(vf.as_str().parse().ok()?).ok()?.numa_node;
+        vfs.iter().filter_map(|vf| Some((vf.clone(), node(vf)?))).collect()
     }
 
     /// What a VF of a VM's pool looks like to QEMU.
     pub(super) fn backend(&self, vm: &VmConfig, vf: &VfId) -> Result<Backend, HostError> {
         match &self.pool(vm)?.kind {
-            PoolKind::Sriov(_) => Ok(Backend::Vfio { host: address(vm, vf)? }),
+            PoolKind::Sriov(sriov) => {
+                let host = address(vm, vf)?;
+                Ok(Backend::Vfio { host, node: self.own_node(sriov, host) })
+            }
             PoolKind::Emulated(EmulatedPool { model, .. }) => Ok(Backend::Nic {
                 model: model.clone(),
                 tap: vf.to_string(),
                 mac: self.own_mac(vf),
             }),
         }
+    }
+
+    /// The node by which a VF is given to QEMU instead of its group's, if it is to be and can.
+    fn own_node(&self, sriov: &SriovPool, vf: PciAddress) -> Option<PathBuf> {
+        let wanted = sriov.vfio == VfioKind::Iommufd && Path::new(IOMMU).exists();
+        wanted.then(|| self.sysfs.vfio_node(vf)).flatten().filter(|node| node.exists())
+    }
+
+    /// Whether a VF of a VM's pool pins the guest's memory.
+    pub(super) fn pins_memory(&self, vm: &VmConfig) -> bool {
+        matches!(self.pool(vm), Ok(Pool { kind: PoolKind::Sriov(_), .. }))
     }
 
     /// Ids of the devices that a VM could have on its pool's TAPs.
@@ -108,171 +172,34 @@ impl Host {
         vf.own_mac(self.mac_seed)
     }
 
-    /// Whether a VF may be prepared for a VM; changes nothing. Whoever else uses the VF must not notice.
-    pub(super) async fn is_free(&self, vm: &VmConfig, vf: &VfId) -> Result<(), HostError> {
-        match &self.pool(vm)?.kind {
-            PoolKind::Sriov(sriov) => {
-                let (_, address) = self.sriov_vf(vm, sriov, vf)?;
-                match self.sysfs.function(address)?.iommu_group {
-                    Some(group) if vfio::is_held(group) => Err(HostError::VfInUse(address, group)),
-                    _ => Ok(()),
-                }
-            }
-            PoolKind::Emulated(_) => {
-                let link = self.netlink.link(vf.as_str()).await?;
-                // A TAP has a carrier exactly while a process has it open.
-                if link.carrier { Err(HostError::TapInUse(link.name)) } else { Ok(()) }
-            }
-        }
-    }
-
-    /// Makes a VF that is free ready to be plugged. A failure may leave half of it behind.
-    pub(super) async fn prepare(&self, vm: &VmConfig, vf: &VfId) -> Result<(), HostError> {
-        let PoolKind::Sriov(sriov) = &self.pool(vm)?.kind else { return Ok(()) };
-        let work = async {
-            let (index, address) = self.sriov_vf(vm, sriov, vf)?;
-            self.sysfs.bind_vfio(address, self.prepare_deadline).await?;
-            Ok(self.netlink.set_vf(&sriov.pf, index, &self.settings(sriov, vf)).await?)
-        };
-        let deadline = self.prepare_deadline;
-        tokio::time::timeout(deadline, work)
-            .await
-            .unwrap_or(Err(HostError::Deadline("preparing the VF", deadline)))
-    }
-
-    /// Undoes [`Self::prepare`]: the VF is parked on its own MAC address, untrusted.
-    pub(super) async fn sanitise(&self, vm: &VmConfig, vf: &VfId) -> Result<(), HostError> {
-        let PoolKind::Sriov(sriov) = &self.pool(vm)?.kind else {
-            return Ok(());
-        };
-        let (index, address) = match self.sriov_vf(vm, sriov, vf) {
-            Ok(found) => found,
-            // The operator has taken the VF away: there is nothing left to restore.
-            Err(HostError::NoVf(..) | HostError::Sysfs(SysfsError::NoVfs(..))) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        self.until_let_go(address).await?;
-        let parked =
-            VfChange { mac: Some(self.own_mac(vf)), trust: Some(false), ..VfChange::default() };
-        Ok(self.netlink.set_vf(&sriov.pf, index, &parked).await?)
-    }
-
-    /// QEMU lets go of a function a moment after it says that the device is gone. Whoever has it longer is
-    /// another one, whose VF is not to be touched: a plug that an earlier daemon asked for came through late.
-    async fn until_let_go(&self, address: PciAddress) -> Result<(), HostError> {
-        let Some(group) = self.sysfs.function(address)?.iommu_group else { return Ok(()) };
-        for _ in 0..LET_GO_LOOKS {
-            if !vfio::is_held(group) {
-                return Ok(());
-            }
-            tokio::time::sleep(LET_GO_PAUSE).await;
-        }
-        Err(HostError::VfInUse(address, group))
-    }
-
-    /// Sends a guest's frames to its PV path, its VF, or both; with `vf` absent, to PV.
-    ///
-    /// A PF whose VFs are up hands on only what its filters name, so it holds the guest's address
-    /// while the guest is on PV; the VF's own filter follows the bond. An emulated VF's bridge has a
-    /// static entry, and floods without one. Either way the bridge learns nothing at these ports, or
-    /// one frame from the guest would decide.
-    pub(super) async fn forward(
-        &self,
-        vm: &VmConfig,
-        vf: Option<&VfId>,
-        target: Target,
-    ) -> Result<(), HostError> {
-        let pv = vm.pv_interface.as_deref();
-        match &self.pool(vm)?.kind {
-            PoolKind::Sriov(sriov) => self.forward_sriov(&sriov.pf, pv, vm.mac, target).await,
-            PoolKind::Emulated(_) => {
-                self.forward_emulated(pv, vf.map(VfId::as_str), vm.mac, target).await
-            }
-        }
-    }
-
-    async fn forward_sriov(
-        &self,
-        pf: &str,
-        pv: Option<&str>,
-        mac: MacAddr,
-        target: Target,
-    ) -> Result<(), HostError> {
-        if target == Target::Only(Path::Vf) {
-            // The bridge would give its entry to the PF as a filter.
-            if let Some(port) = pv {
-                self.netlink.bridge_unpoint(port, mac).await?;
-            }
-            return Ok(self.netlink.filter_remove(pf, mac).await?);
-        }
-        self.netlink.filter_add(pf, mac).await?;
-        if let Some(port) = pv {
-            // A promiscuous PF costs every frame on the wire, and some NICs show them to VFs.
-            self.netlink.bridge_port(port, false, false).await?;
-            self.netlink.bridge_point(port, mac).await?;
-        }
-        Ok(())
-    }
-
-    async fn forward_emulated(
-        &self,
-        pv: Option<&str>,
-        vf: Option<&str>,
-        mac: MacAddr,
-        target: Target,
-    ) -> Result<(), HostError> {
-        let only = match target {
-            Target::Only(Path::Vf) => vf,
-            Target::Only(Path::Pv) => pv,
-            Target::Both => None,
-        };
-        for port in [pv, vf].into_iter().flatten() {
-            self.netlink.bridge_port(port, false, true).await?;
-            if only.is_none() {
-                self.netlink.bridge_unpoint(port, mac).await?;
-            }
-        }
-        if let Some(port) = only {
-            self.netlink.bridge_point(port, mac).await?;
-        }
-        Ok(())
-    }
-
-    /// Forgets where a guest's frames went; its ports may be gone already.
-    pub(super) async fn withdraw(&self, vm: &VmConfig) {
-        if let Ok(Pool { kind: PoolKind::Sriov(sriov), .. }) = self.pool(vm)
-            && let Err(error) = self.netlink.filter_remove(&sriov.pf, vm.mac).await
-        {
-            tracing::warn!(%error, "the PF's filter for this VM was not removed");
-        }
-        if let Some(port) = &vm.pv_interface {
-            let _ = self.netlink.bridge_unpoint(port, vm.mac).await;
-        }
-    }
-
     /// What the host itself has counted on a VF, if it can: the PF's counters, or the TAP's.
     pub(super) async fn count(&self, vm: &VmConfig, vf: &VfId, tenure: u64) -> Option<Count> {
         let counters = match &self.pool(vm).ok()?.kind {
             PoolKind::Sriov(sriov) => {
-                let (index, _) = self.sriov_vf(vm, sriov, vf).ok()?;
-                let vfs = self.netlink.vfs(&sriov.pf).await.ok()?;
-                vfs.into_iter().find(|settings| settings.index == index)?.counters?
+                self.count_sriov(&vm.pool, sriov, address(vm, vf).ok()?).await?
             }
-            PoolKind::Emulated(_) => self.netlink.link(vf.as_str()).await.ok()?.counters,
+            PoolKind::Emulated(_) => self.netlink.counters(vf.as_str()).await.ok()?,
         };
         let packets = counters.rx_packets.wrapping_add(counters.tx_packets);
         Some(Count { epoch: tenure, packets, trust: Trust::Host })
     }
 
-    fn settings(&self, sriov: &SriovPool, vf: &VfId) -> VfChange {
-        VfChange {
-            mac: Some(self.own_mac(vf)),
-            trust: Some(sriov.trust),
-            spoof_check: sriov.spoof_check,
-            vlan: (sriov.vlan != 0).then_some((sriov.vlan, 0)),
-            tx_rate_mbps: sriov.max_tx_rate_mbps.map(|most| (0, most)),
-            ..VfChange::default()
+    /// The kernel tells of all VFs of a PF at once: VMs that are sampled together share its answer.
+    async fn count_sriov(&self, pool: &str, sriov: &SriovPool, vf: PciAddress) -> Option<Counters> {
+        let mut counted = self.counted.lock().await;
+        let fresh = counted.get(pool).filter(|counted| counted.at.elapsed() < SHARED_FOR);
+        if fresh.is_none() {
+            let (at, (functions, _)) = (Instant::now(), self.functions(sriov));
+            let mut vfs = BTreeMap::new();
+            for pf in &sriov.pfs {
+                let Ok(seen) = self.netlink.vfs(pf).await else { continue };
+                let counters = |index| seen.iter().find(|vf| vf.index == index)?.counters;
+                let of_pf = functions.iter().filter(|vf| vf.pf == *pf);
+                vfs.extend(of_pf.map(|vf| (vf.address, counters(vf.index))));
+            }
+            counted.insert(pool.to_owned(), Counted { at, vfs });
         }
+        *counted.get(pool)?.vfs.get(&vf)?
     }
 
     fn pool(&self, vm: &VmConfig) -> Result<&Pool, HostError> {
@@ -280,31 +207,43 @@ impl Host {
         found.ok_or_else(|| HostError::NoPool(vm.pool.clone()))
     }
 
-    fn sriov_vfs(&self, sriov: &SriovPool) -> Result<Vec<(u32, PciAddress)>, SysfsError> {
-        let pf = self.sysfs.pf(&sriov.pf)?;
-        if pf.num_vfs == 0 {
-            return Err(SysfsError::NoVfs(pf.interface, pf.total_vfs));
+    /// The functions of a pool's PFs that are in the pool, and what is wrong with PFs that have none.
+    fn functions(&self, sriov: &SriovPool) -> (Vec<VfAt>, Vec<SysfsError>) {
+        let (mut functions, mut problems) = (Vec::new(), Vec::new());
+        for interface in &sriov.pfs {
+            let vfs = self.sysfs.pf(interface).and_then(|pf| self.sysfs.vfs(pf.address));
+            match vfs {
+                Ok(vfs) => functions.extend(vfs.into_iter().map(|vf| VfAt {
+                    pf: interface.clone(),
+                    index: vf.index,
+                    address: vf.address,
+                })),
+                Err(error) => problems.push(error),
+            }
         }
-        let wanted =
-            |address: &PciAddress| sriov.vfs.as_ref().is_none_or(|vfs| vfs.contains(address));
-        let vfs = self.sysfs.vfs(pf.address)?;
-        if let Some(missing) =
-            sriov.vfs.iter().flatten().find(|want| !vfs.iter().any(|vf| vf.address == **want))
-        {
-            return Err(SysfsError::NoFunction(*missing));
+        if let Some(listed) = &sriov.vfs {
+            if problems.is_empty() {
+                let is_there =
+                    |range: &&VfRange| functions.iter().any(|vf| range.contains(vf.address));
+                let missing = listed.iter().filter(|range| !is_there(range));
+                problems.extend(missing.map(|range| SysfsError::NoFunction(range.first)));
+            }
+            functions.retain(|vf| listed.iter().any(|range| range.contains(vf.address)));
         }
-        Ok(vfs.into_iter().map(|vf| (vf.index, vf.address)).filter(|(_, at)| wanted(at)).collect())
+        (functions, problems)
     }
 
-    fn sriov_vf(
-        &self,
-        vm: &VmConfig,
-        sriov: &SriovPool,
-        vf: &VfId,
-    ) -> Result<(u32, PciAddress), HostError> {
+    fn function(&self, vm: &VmConfig, sriov: &SriovPool, vf: &VfId) -> Result<VfAt, HostError> {
         let wanted = address(vm, vf)?;
-        let found = self.sriov_vfs(sriov)?.into_iter().find(|(_, address)| *address == wanted);
-        found.ok_or_else(|| HostError::NoVf(vf.clone(), vm.pool.clone()))
+        let (functions, problems) = self.functions(sriov);
+        match functions.into_iter().find(|found| found.address == wanted) {
+            Some(found) => Ok(found),
+            // It may be one of the PF that cannot be looked at.
+            None => match problems.into_iter().next() {
+                Some(problem) => Err(problem.into()),
+                None => Err(HostError::NoVf(vf.clone(), vm.pool.clone())),
+            },
+        }
     }
 }
 

@@ -16,6 +16,11 @@ impl Process {
         Some(Self { pid, began })
     }
 
+    /// Its id.
+    pub(super) const fn pid(self) -> i32 {
+        self.pid
+    }
+
     /// Its files are closed: it is gone, or a zombie that nobody has waited for yet.
     pub(super) fn has_ended(self) -> bool {
         stat(self.pid)

@@ -80,7 +80,7 @@ fn read_bounded(file: &Path) -> io::Result<String> {
     std::fs::read_to_string(file)
 }
 
-fn boot_id() -> String {
+pub(super) fn boot_id() -> String {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
     id.unwrap_or_default().trim().to_owned()
 }

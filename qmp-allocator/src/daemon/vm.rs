@@ -5,6 +5,7 @@
 //! sees. Whatever happens, an action is always answered.
 
 mod act;
+mod grid;
 mod guest;
 mod look;
 
@@ -16,11 +17,13 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tracing::{debug, info, warn};
 
+pub(super) use self::grid::Grid;
 use self::guest::Guest;
 use super::host::Host;
 use super::process::Process;
 use crate::config::{Deadlines, VmConfig};
 use crate::io::qmp::QmpError;
+use crate::io::stats::StatsPage;
 use crate::logic::engine::Event;
 use crate::logic::switch::Action;
 use crate::logic::vf::VfId;
@@ -42,7 +45,7 @@ pub(super) enum Order {
 pub(super) struct Shared {
     pub(super) host: Host,
     pub(super) deadlines: Deadlines,
-    pub(super) sample_interval: Duration,
+    pub(super) grid: Grid,
 }
 
 /// Between two tries to reach a QEMU.
@@ -55,10 +58,15 @@ pub(super) struct VmTask {
     events: mpsc::Sender<Event>,
     orders: mpsc::Receiver<Order>,
     guest: Guest,
+    page: StatsPage,
     /// Counts holds, so that a VF's counter is never compared over two of them.
     tenure: u64,
     holds: Option<VfId>,
     qemu: Option<Process>,
+    /// What forbids a VF, as last told to the engine.
+    obstacle: Option<String>,
+    /// Its NUMA node, as last told to the engine.
+    node: Option<u32>,
     /// The guest's agent may have changed; looked at by the timer, not for each event of a guest's making.
     look_due: bool,
     /// What was last complained of, so that it is told once and not at every look.
@@ -87,9 +95,12 @@ impl VmTask {
             events,
             orders,
             guest,
+            page: StatsPage::default(),
             tenure: 0,
             holds: None,
             qemu: None,
+            obstacle: None,
+            node: None,
             look_due: true,
             complaints: String::new(),
         }
@@ -125,6 +136,7 @@ impl VmTask {
                     if exited {
                         self.guest.disconnect();
                         self.holds = None;
+                        self.obstacle = None;
                     }
                     self.send(Event::Lost { vm: self.name.clone(), exited, reason }).await;
                     if !self.wait_unconnected().await {
@@ -157,15 +169,23 @@ impl VmTask {
     async fn serve(&mut self, mut link: Link) -> bool {
         self.guest.disconnect();
         self.clear_remains(&link.vmm).await;
-        let mut samples = every(self.shared.sample_interval);
+        // What there is to begin with, and the base line of what follows.
+        self.observe(&link.vmm).await;
+        self.sample().await;
+        let mut samples = self.shared.grid.samples(&self.name);
         let mut agent_look = every(AGENT_LOOK);
-        let mut observe = every(OBSERVE_PERIOD);
+        let mut looks = self.shared.grid.looks(&self.name);
+        let mut soon_looks = every(SOON_LOOK);
         loop {
             // Orders first: a guest that makes events as fast as it can must not keep its VF by it.
             tokio::select! {
                 biased;
                 order = self.orders.recv() => match order {
-                    Some(order) => self.obey(Some(&link.vmm), order).await,
+                    Some(order) => {
+                        self.obey(Some(&link.vmm), order).await;
+                        // A switch says itself what becomes of the bond.
+                        soon_looks.reset();
+                    }
                     None => return false,
                 },
                 event = link.events.next() => match event {
@@ -175,12 +195,15 @@ impl VmTask {
                     }
                     event => self.on_vmm_event(&link.vmm, event).await,
                 },
-                _ = observe.tick() => {
+                _ = looks.tick() => {
                     self.observe(&link.vmm).await;
-                    // Which path its bond uses may have changed without an event.
-                    if self.holds.is_some() && self.guest.is_ready() {
-                        self.look_at_guest().await;
+                    self.check_guest().await;
+                }
+                _ = soon_looks.tick(), if self.may_change_unseen() => {
+                    if !self.complaints.is_empty() {
+                        self.observe(&link.vmm).await;
                     }
+                    self.check_guest().await;
                 }
                 _ = samples.tick() => self.sample().await,
                 _ = agent_look.tick(), if self.look_due || !self.guest.is_ready() => {
@@ -191,6 +214,11 @@ impl VmTask {
                 }
             }
         }
+    }
+
+    /// Which path the bond of a guest with a VF uses, and whether a complaint still holds, no event says.
+    fn may_change_unseen(&self) -> bool {
+        !self.complaints.is_empty() || self.holds.is_some() && self.guest.is_ready()
     }
 
     async fn on_vmm_event(&mut self, vmm: &QmpVmm, event: VmmEvent) {
@@ -234,6 +262,7 @@ impl VmTask {
             (Order::Observe, None) => {}
             (Order::Reconfigure(config), vmm) => {
                 self.config = config;
+                self.page = StatsPage::default();
                 if let Some(vmm) = vmm {
                     self.observe(vmm).await;
                 }
@@ -272,7 +301,7 @@ fn every(period: Duration) -> Interval {
     timer
 }
 
-/// Between two looks at what QEMU has: events only make it look sooner.
-const OBSERVE_PERIOD: Duration = Duration::from_secs(10);
 /// Between two looks at a guest whose agent is not ready.
 const AGENT_LOOK: Duration = Duration::from_secs(1);
+/// Between two looks at a VM of which something may change that nobody tells.
+const SOON_LOOK: Duration = Duration::from_secs(10);

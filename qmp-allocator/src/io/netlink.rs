@@ -3,6 +3,7 @@
 //! Every change is one message a setting (so that a refusal names it) and is read back. Adding
 //! what is there and deleting what is not are successes.
 
+mod counters;
 #[cfg(test)]
 mod tests;
 mod vf;
@@ -18,10 +19,12 @@ use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
 use rtnetlink::{Handle, LinkBridgePort};
 use tokio::time::timeout;
 
-pub use vf::{VfChange, VfLink, VfSettings};
+pub use counters::Counters;
+pub use vf::Vf;
 
 /// A connection to the kernel's rtnetlink. Clones share it.
 #[derive(Debug, Clone)]
@@ -45,25 +48,6 @@ pub struct Link {
     pub carrier: bool,
     /// Number of the bridge or bond that it is a port of.
     pub master: Option<u32>,
-    /// Its counters, from the host's side (a TAP's rx is what the guest sent).
-    pub counters: Counters,
-}
-
-/// Counters of a link or of a VF.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Packets received.
-    pub rx_packets: u64,
-    /// Packets sent.
-    pub tx_packets: u64,
-    /// Bytes received.
-    pub rx_bytes: u64,
-    /// Bytes sent.
-    pub tx_bytes: u64,
-    /// Received packets dropped.
-    pub rx_dropped: u64,
-    /// Packets to send that were dropped.
-    pub tx_dropped: u64,
 }
 
 /// Why the kernel did not do what it was asked.
@@ -92,9 +76,7 @@ pub enum NetlinkError {
         cause: io::Error,
     },
     /// The kernel said yes, and did something else.
-    #[error(
-        "{what}: it reads back as {found}; the driver does not keep this setting, leave it out of the pool"
-    )]
+    #[error("{what}: it reads back as {found}")]
     NotKept {
         /// What was asked, with its subject.
         what: String,
@@ -144,83 +126,16 @@ impl Netlink {
             up: message.header.flags.contains(LinkFlags::Up),
             carrier: message.header.flags.contains(LinkFlags::LowerUp),
             master: None,
-            counters: Counters::default(),
         };
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(found) => link.name = found,
                 LinkAttribute::Address(octets) => link.mac = MacAddr::from_slice(&octets),
                 LinkAttribute::Controller(index) => link.master = Some(index),
-                LinkAttribute::Stats64(stats) => {
-                    link.counters = Counters {
-                        rx_packets: stats.rx_packets,
-                        tx_packets: stats.tx_packets,
-                        rx_bytes: stats.rx_bytes,
-                        tx_bytes: stats.tx_bytes,
-                        rx_dropped: stats.rx_dropped,
-                        tx_dropped: stats.tx_dropped,
-                    };
-                }
                 _ => {}
             }
         }
         Ok(link)
-    }
-
-    /// Settings of every VF of a PF, and counters where the driver has them and the list is short
-    /// enough for the kernel to carry them.
-    ///
-    /// # Errors
-    /// [`NetlinkError`].
-    pub async fn vfs(&self, pf: &str) -> Result<Vec<VfSettings>, NetlinkError> {
-        let settings = self.vf_settings(pf).await?;
-        if settings.is_empty() || settings.len() > MAX_VFS_WITH_COUNTERS {
-            return Ok(settings);
-        }
-        let message = self.get_link(pf, vec![LinkExtentMask::Vf]).await?;
-        Ok(vf::parse(message))
-    }
-
-    async fn vf_settings(&self, pf: &str) -> Result<Vec<VfSettings>, NetlinkError> {
-        let mask = vec![LinkExtentMask::Vf, LinkExtentMask::SkipStats];
-        self.get_link(pf, mask).await.map(vf::parse)
-    }
-
-    /// Changes a VF's settings, and reads them back. What is so already is not set again.
-    ///
-    /// # Errors
-    /// [`NetlinkError::Refused`] and [`NetlinkError::NotKept`] name the setting.
-    pub async fn set_vf(
-        &self,
-        pf: &str,
-        index: u32,
-        change: &VfChange,
-    ) -> Result<(), NetlinkError> {
-        let pf_index = self.link(pf).await?.index;
-        let before = self.one_vf(pf, index).await?;
-        let steps = vf::steps(index, change, &before);
-        for step in &steps {
-            let what = format!("VF {index} of {pf}: setting {}", step.what);
-            let mut message = LinkMessage::default();
-            message.header.index = pf_index;
-            message.attributes.push(step.attribute.clone());
-            let request = self.handle.link().set(message).execute();
-            self.within(&what, request).await?;
-        }
-        let after = self.one_vf(pf, index).await?;
-        match vf::steps(index, change, &after).first() {
-            None => Ok(()),
-            Some(missing) => Err(NetlinkError::NotKept {
-                what: format!("VF {index} of {pf}: setting {}", missing.what),
-                found: missing.found.clone(),
-            }),
-        }
-    }
-
-    async fn one_vf(&self, pf: &str, index: u32) -> Result<VfSettings, NetlinkError> {
-        let vfs = self.vf_settings(pf).await?;
-        let found = vfs.into_iter().find(|vf| vf.index == index);
-        found.ok_or_else(|| NetlinkError::NoVf { pf: pf.to_owned(), index })
     }
 
     /// Has a NIC take frames for an address: `bridge fdb add MAC dev INTERFACE self permanent`.
@@ -229,7 +144,7 @@ impl Netlink {
     /// [`NetlinkError`]; that it is there already is none.
     pub async fn filter_add(&self, interface: &str, mac: MacAddr) -> Result<(), NetlinkError> {
         let what = format!("{interface}: adding the filter for {mac}");
-        let index = self.link(interface).await?.index;
+        let index = index_of(interface)?;
         let neighbours = self.handle.neighbours();
         let request = neighbours
             .add_bridge(index, &mac.octets())
@@ -255,7 +170,7 @@ impl Netlink {
     /// [`NetlinkError`].
     pub async fn bridge_point(&self, port: &str, mac: MacAddr) -> Result<(), NetlinkError> {
         let what = format!("{port}: pointing its bridge here for {mac}");
-        let index = self.link(port).await?.index;
+        let index = index_of(port)?;
         let neighbours = self.handle.neighbours();
         let request = neighbours
             .add_bridge(index, &mac.octets())
@@ -289,7 +204,7 @@ impl Netlink {
         flood: bool,
     ) -> Result<(), NetlinkError> {
         let what = format!("{port}: setting its bridge's learning and flooding");
-        let index = self.link(port).await?.index;
+        let index = index_of(port)?;
         let change = LinkBridgePort::new(index).learning(learning).flood(flood).build();
         let request = self.handle.link().set_port(change).execute();
         self.within(&what, request).await
@@ -304,7 +219,7 @@ impl Netlink {
     ) -> Result<(), NetlinkError> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
-        message.header.ifindex = self.link(interface).await?.index;
+        message.header.ifindex = index_of(interface)?;
         message.header.flags = flags;
         // Asked for by NICs' own tables, and of no account to bridges.
         message.header.state = NeighbourState::Permanent;
@@ -353,6 +268,14 @@ impl Netlink {
     }
 }
 
+/// An interface's number, without a question over netlink.
+///
+/// # Errors
+/// [`NetlinkError::NoLink`].
+pub fn index_of(name: &str) -> Result<u32, NetlinkError> {
+    if_nametoindex(name).map_err(|_| NetlinkError::NoLink(name.to_owned()))
+}
+
 fn refused_with(error: &NetlinkError, numbers: &[Errno]) -> bool {
     let NetlinkError::Refused { cause, .. } = error else {
         return false;
@@ -368,7 +291,3 @@ fn unless(number: Errno, result: Result<(), NetlinkError>) -> Result<(), Netlink
         other => other,
     }
 }
-
-/// A list of VFs is one netlink attribute of up to 64 KiB; with counters the kernel fits 222 in it
-/// at best, and drivers that tell more of each VF about half as many.
-const MAX_VFS_WITH_COUNTERS: usize = 100;

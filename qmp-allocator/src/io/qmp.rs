@@ -10,6 +10,7 @@ mod task;
 mod tests;
 mod wire;
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,14 +18,15 @@ use std::time::Duration;
 
 use flexvf_protocol::frame::{Frame, LineSplitter, MAX_QMP_LINE};
 use qapi::Execute;
-use qapi::qmp::{QmpCommand, qmp_capabilities};
+use qapi::qmp::{QmpCommand, getfd, qmp_capabilities};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
+
+use super::read_some;
 
 /// One connection to QEMU. Clones share it; it closes with the last of them.
 #[derive(Debug, Clone)]
@@ -140,18 +142,14 @@ impl Qmp {
     }
 
     /// Takes the greeting, and hands the socket to a task of its own.
-    async fn start(mut stream: UnixStream) -> Result<(Self, EventStream), QmpError> {
+    async fn start(stream: UnixStream) -> Result<(Self, EventStream), QmpError> {
         let mut splitter = LineSplitter::new(MAX_QMP_LINE);
-        let mut buffer = [0; READ_BYTES];
         let greeting = loop {
             match splitter.next_frame() {
                 Some(Frame::Line(line)) => break line,
                 Some(_) => return Err(QmpError::Protocol("no greeting of QMP's".into())),
-                None => match stream.read(&mut buffer).await {
-                    Ok(0) | Err(_) => return Err(QmpError::Closed),
-                    Ok(count) => splitter.push(buffer.get(..count).unwrap_or(&[])),
-                },
-            }
+                None => read_some(&stream, &mut splitter).await.map_err(|_| QmpError::Closed)?,
+            };
         };
         let version = wire::greeting(&greeting)
             .ok_or_else(|| QmpError::Protocol("no greeting of QMP's".into()))?;
@@ -187,7 +185,7 @@ impl Qmp {
     ) -> Result<C::Ok, QmpError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let request = Execute::with_id(command, id);
-        self.exchange(C::NAME, id, &request, deadline).await
+        self.exchange(C::NAME, id, &request, None, deadline).await
     }
 
     /// Runs a command by name, with arguments that the schema leaves open.
@@ -202,7 +200,23 @@ impl Qmp {
     ) -> Result<Value, QmpError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let request = serde_json::json!({"execute": command, "arguments": arguments, "id": id});
-        self.exchange(command, id, &request, deadline).await
+        self.exchange(command, id, &request, None, deadline).await
+    }
+
+    /// Hands a file to QEMU, which then knows it by this name.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub async fn give_file(
+        &self,
+        name: &str,
+        file: OwnedFd,
+        deadline: Duration,
+    ) -> Result<(), QmpError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let request = Execute::with_id(getfd { fdname: name.to_owned() }, id);
+        let answer = self.exchange::<Value>("getfd", id, &request, Some(file), deadline).await;
+        answer.map(|_| ())
     }
 
     async fn exchange<R: DeserializeOwned>(
@@ -210,13 +224,14 @@ impl Qmp {
         command: &str,
         id: u64,
         request: &(impl Serialize + Sync),
+        fd: Option<OwnedFd>,
         deadline: Duration,
     ) -> Result<R, QmpError> {
         let mut line = serde_json::to_vec(request)
             .map_err(|cause| QmpError::Protocol(format!("{command} has no JSON form: {cause}")))?;
         line.push(b'\n');
         let (sender, answer) = oneshot::channel();
-        let request = task::Request { id, line, answer: sender };
+        let request = task::Request { id, line, fd, answer: sender };
         let bytes = timeout(deadline, async {
             let sent = self.requests.send(request).await;
             sent.map_err(|_| QmpError::Closed)?;
@@ -228,8 +243,6 @@ impl Qmp {
     }
 }
 
-/// Read at once; an answer is seldom longer.
-const READ_BYTES: usize = 4096;
 /// Commands that wait for the socket. A VM's task has one or two under way.
 const MAX_QUEUED_REQUESTS: usize = 16;
 /// Events that wait to be taken; more of them are told as [`Happening::Missed`].

@@ -1,7 +1,8 @@
 //! The folder of VM registration files.
 //!
-//! Scanned, not watched: a scan of a thousand unchanged files is a thousand `stat` calls, has no
-//! notifications to lose, and works on every file system.
+//! Scanned, not watched: it has no notifications to lose, and works on every file system. Files that
+//! come, go or are renamed change their folder's time, and are seen by the next scan; one that is
+//! written in place does not, and all files are looked at only now and then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata};
@@ -9,6 +10,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use flexvf_protocol::{MacAddr, VmName};
 
@@ -31,6 +33,8 @@ pub struct Registry {
     dir: PathBuf,
     read: BTreeMap<PathBuf, Entry>,
     scan: Scan,
+    /// The folder as it was, and when, at the last look at all files.
+    looked: Option<(Stamp, Instant)>,
 }
 
 /// What was read of one file.
@@ -54,12 +58,17 @@ struct Stamp {
 impl Registry {
     /// For a folder, which need not exist yet.
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir, read: BTreeMap::new(), scan: Scan::default() }
+        Self { dir, read: BTreeMap::new(), scan: Scan::default(), looked: None }
     }
 
-    /// Looks at every file, and reads those that changed. A VM is gone when its file is; a file that
-    /// cannot be read any more is a problem, and its VM stays as it was.
+    /// Looks at every file, if the folder has changed or it is time again, and reads those that
+    /// changed. A VM is gone when its file is; a file that cannot be read any more is a problem, and
+    /// its VM stays as it was.
     pub fn scan(&mut self) -> &Scan {
+        if self.is_settled() {
+            self.scan.changed = false;
+            return &self.scan;
+        }
         let mut problems = Vec::new();
         match files(&self.dir) {
             Ok(paths) => {
@@ -90,6 +99,19 @@ impl Registry {
             ..scan
         };
         &self.scan
+    }
+
+    /// Nothing can have come or gone since the last look at all files.
+    fn is_settled(&mut self) -> bool {
+        let metadata = fs::metadata(&self.dir).ok();
+        let before = self.looked.take();
+        let Some(stamp) = metadata.as_ref().map(Stamp::of) else { return false };
+        let age = metadata.and_then(|dir| dir.modified().ok()?.elapsed().ok());
+        // Two changes within one tick of the file system's clock leave one time.
+        let settled = age.is_some_and(|age| age >= CLOCK_TICK)
+            && before.is_some_and(|(known, at)| known == stamp && at.elapsed() < LOOK_PERIOD);
+        self.looked = if settled { before } else { Some((stamp, Instant::now())) };
+        settled
     }
 
     fn look_at(&mut self, path: PathBuf) {
@@ -124,7 +146,8 @@ impl Registry {
         let mut scan = Scan { problems, ..Scan::default() };
         let mut macs: BTreeMap<MacAddr, &Path> = BTreeMap::new();
         let mut sockets: BTreeMap<&Path, &Path> = BTreeMap::new();
-        let had_it = |path: &&PathBuf| self.scan.vms.values().any(|vm| vm.file == **path);
+        let served: BTreeSet<&Path> = self.scan.vms.values().map(|vm| vm.file.as_path()).collect();
+        let had_it = |path: &&PathBuf| served.contains(path.as_path());
         let (old, new): (Vec<_>, Vec<_>) = self.read.keys().partition(had_it);
         for path in old.into_iter().chain(new) {
             let Some(entry) = self.read.get(path) else { continue };
@@ -176,6 +199,10 @@ impl Stamp {
     }
 }
 
+/// Between two looks at all files: how long a change in place may go unseen.
+const LOOK_PERIOD: Duration = Duration::from_secs(10);
+/// Coarser than the clock of any file system that such a folder is on.
+const CLOCK_TICK: Duration = Duration::from_secs(2);
 /// Files taken: four times the VMs that a host is planned for.
 const MAX_FILES: usize = 4096;
 /// Names looked at, whatever they are.
@@ -224,6 +251,25 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &again));
         fs::write(&path, vm(1) + "weight = 7\n").unwrap();
         assert_eq!(registry.scan().vms.values().next().unwrap().weight, 7);
+    }
+
+    #[test]
+    fn a_change_in_place_is_seen_by_the_next_look_at_all_files_and_a_new_file_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.toml"), vm(1)).unwrap();
+        let an_hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+        fs::File::open(dir.path()).unwrap().set_modified(an_hour_ago).unwrap();
+        let mut registry = Registry::new(dir.path().into());
+        assert!(registry.scan().changed);
+        fs::write(dir.path().join("a.toml"), vm(1) + "weight = 7\n").unwrap();
+        assert!(!registry.scan().changed);
+        let (stamp, looked) = registry.looked.unwrap();
+        registry.looked = Some((stamp, looked.checked_sub(LOOK_PERIOD).unwrap()));
+        assert!(registry.scan().changed);
+        assert_eq!(registry.scan.vms.values().next().unwrap().weight, 7);
+        assert!(!registry.scan().changed);
+        fs::write(dir.path().join("b.toml"), vm(2)).unwrap();
+        assert_eq!(names(registry.scan()), ["a", "b"]);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Stats pages of PV backends.
 //!
-//! Read anew for each sample, never mapped: whoever truncates a mapped file kills its readers.
+//! Read for each sample and never mapped: whoever truncates a mapped file kills its readers.
 
-use std::fs::OpenOptions;
-use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use flexvf_protocol::stats_page::{MAX_PAGE_BYTES, PageError, Snapshot};
 use nix::fcntl::OFlag;
@@ -31,29 +32,70 @@ pub enum StatsError {
     },
 }
 
-/// Reads a page. Does not follow a symbolic link, and does not wait for a FIFO's other end.
-///
-/// # Errors
-/// [`StatsError`] when the file is absent, not a regular file, or not a page.
-pub fn read(path: &Path) -> Result<Snapshot, StatsError> {
-    let shown = || path.display().to_string();
-    let bytes = read_bytes(path).map_err(|cause| StatsError::Read { path: shown(), cause })?;
-    Snapshot::parse(&bytes).map_err(|cause| StatsError::Page { path: shown(), cause })
+/// A page that is read again and again. Its file stays open while it is the one at its path, which is
+/// looked at now and then: a backend that starts anew takes up the page that it finds.
+#[derive(Debug)]
+pub struct StatsPage {
+    file: Option<(File, Instant)>,
+    look_period: Duration,
 }
 
-fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+impl Default for StatsPage {
+    fn default() -> Self {
+        Self { file: None, look_period: LOOK_PERIOD }
+    }
+}
+
+impl StatsPage {
+    /// Reads the page at `path`. Does not follow a symbolic link, and does not wait for a FIFO's
+    /// other end.
+    ///
+    /// # Errors
+    /// [`StatsError`] when the file is absent, not a regular file, or not a page.
+    pub fn read(&mut self, path: &Path) -> Result<Snapshot, StatsError> {
+        let shown = || path.display().to_string();
+        let mut buffer = [0; MAX_PAGE_BYTES];
+        let length = self.read_bytes(path, &mut buffer);
+        let length = length.map_err(|cause| StatsError::Read { path: shown(), cause })?;
+        let bytes = buffer.get(..length).unwrap_or(&[]);
+        Snapshot::parse(bytes).map_err(|cause| StatsError::Page { path: shown(), cause })
+    }
+
+    fn read_bytes(&mut self, path: &Path, buffer: &mut [u8]) -> io::Result<usize> {
+        let known = self
+            .file
+            .take()
+            .filter(|(file, looked)| looked.elapsed() < self.look_period || is_at_a_path(file));
+        let (file, mut looked) = match known {
+            Some(known) => known,
+            None => (open(path)?, Instant::now()),
+        };
+        let length = file.read_at(buffer, 0)?;
+        if looked.elapsed() >= self.look_period {
+            looked = Instant::now();
+        }
+        self.file = Some((file, looked));
+        Ok(length)
+    }
+}
+
+/// Not unlinked, and not replaced by renaming another over it.
+fn is_at_a_path(file: &File) -> bool {
+    file.metadata().is_ok_and(|of| of.nlink() > 0)
+}
+
+fn open(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let mut options = OpenOptions::new();
     let file = options.read(true).custom_flags(flags.bits()).open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
+    if !file.metadata()?.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
-    let length = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
-    let mut bytes = Vec::with_capacity(length.min(MAX_PAGE_BYTES));
-    file.take(MAX_PAGE_BYTES as u64).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    Ok(file)
 }
+
+/// Between two looks whether a page is still at its path.
+const LOOK_PERIOD: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
@@ -79,7 +121,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("stats");
         std::fs::write(&path, page()).unwrap();
-        let snapshot = read(&path).unwrap();
+        let snapshot = StatsPage::default().read(&path).unwrap();
         assert_eq!(snapshot.total(Direction::Rx, Counter::Frames), 7);
     }
 
@@ -90,7 +132,31 @@ mod tests {
         std::fs::write(&path, page()).unwrap();
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         file.set_len(1 << 40).unwrap();
-        assert_eq!(read_bytes(&path).unwrap().len(), MAX_PAGE_BYTES);
+        let snapshot = StatsPage::default().read(&path).unwrap();
+        assert_eq!(snapshot.total(Direction::Rx, Counter::Frames), 7);
+    }
+
+    #[test]
+    fn a_page_that_was_made_anew_is_the_one_that_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats");
+        let mut pages = StatsPage { look_period: Duration::ZERO, ..StatsPage::default() };
+        let mut frames =
+            || pages.read(&path).map(|page| page.total(Direction::Rx, Counter::Frames));
+        assert!(frames().is_err());
+        std::fs::write(&path, page()).unwrap();
+        assert_eq!(frames().unwrap(), 7);
+        let mut other = page();
+        let at = Counter::Frames.offset(0, Direction::Rx);
+        other[at] = 9;
+        let beside = dir.path().join("new");
+        std::fs::write(&beside, &other).unwrap();
+        std::fs::rename(&beside, &path).unwrap();
+        assert_eq!(frames().unwrap(), 9);
+        std::fs::remove_file(&path).unwrap();
+        assert!(frames().is_err());
+        std::fs::write(&path, page()).unwrap();
+        assert_eq!(frames().unwrap(), 7);
     }
 
     #[test]
@@ -102,7 +168,7 @@ mod tests {
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
         for path in [fifo, link, dir.path().into(), dir.path().join("absent")] {
-            let error = read(&path).unwrap_err();
+            let error = StatsPage::default().read(&path).unwrap_err();
             assert!(matches!(error, StatsError::Read { .. }), "{error}");
         }
     }
@@ -112,7 +178,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("stats");
         std::fs::write(&path, &page()[..page_bytes(1) - RING_BYTES]).unwrap();
-        let error = read(&path).unwrap_err().to_string();
+        let error = StatsPage::default().read(&path).unwrap_err().to_string();
         assert!(error.contains(path.to_str().unwrap()), "{error}");
     }
 }

@@ -65,6 +65,8 @@ pub struct Function {
     pub group_others: Vec<PciAddress>,
     /// Interfaces that the host has on it.
     pub interfaces: Vec<String>,
+    /// A PCI bridge, which passes through no data of its own.
+    pub is_bridge: bool,
     /// The PF, if it is a VF.
     pub pf: Option<PciAddress>,
     /// NUMA node, where the host has several.
@@ -95,13 +97,47 @@ pub enum SysfsError {
     NoFunction(PciAddress),
     /// The host itself uses the function.
     #[error(
-        "VF {address} is in use: the host's interface {interface} on it is up; `ip link set {interface} down`, or leave this VF out of the pool's `vfs`"
+        "VF {address} is in use: the host's interface {interface} on it is up or a port of another; `ip link set {interface} down nomaster`, or leave this VF out of the pool's `vfs`"
     )]
     InUse {
         /// The function.
         address: PciAddress,
         /// The interface.
         interface: String,
+    },
+    /// A driver has it, and shows no interface here.
+    #[error(
+        "VF {address} is in use: driver {driver} has it and no interface of this host (another network namespace has it, or a program); leave this VF out of the pool's `vfs`, or unbind it"
+    )]
+    Elsewhere {
+        /// The function.
+        address: PciAddress,
+        /// Its driver.
+        driver: String,
+    },
+    /// Somebody has reserved the function for another driver.
+    #[error(
+        "VF {address} is reserved for driver {driver} (its driver_override); `echo > /sys/bus/pci/devices/{address}/driver_override`, or leave this VF out of the pool's `vfs`"
+    )]
+    Reserved {
+        /// The function.
+        address: PciAddress,
+        /// The driver it is reserved for.
+        driver: String,
+    },
+    /// A neighbour that the host uses could be reached through the VF.
+    #[error(
+        "VF {address} shares its IOMMU group {group} with {other}, which driver {driver} has; all of a group go to one VM or none: bind {other} to vfio-pci, or leave this VF out of the pool's `vfs`"
+    )]
+    SharedGroup {
+        /// The function.
+        address: PciAddress,
+        /// The group.
+        group: u32,
+        /// The neighbour.
+        other: PciAddress,
+        /// The neighbour's driver.
+        driver: String,
     },
     /// No IOMMU group: no passthrough.
     #[error(
@@ -201,6 +237,25 @@ impl Sysfs {
         Ok(vfs)
     }
 
+    /// The VFIO node of a function that vfio-pci has, where the kernel makes one for each function.
+    pub fn vfio_node(&self, address: PciAddress) -> Option<PathBuf> {
+        let nodes = names(&self.device(address).join("vfio-dev")).ok()?;
+        Some(Path::new("/dev/vfio/devices").join(nodes.first()?))
+    }
+
+    /// The bridge or bond that an interface is a port of, and what that is a port of.
+    pub fn masters(&self, interface: &str) -> Vec<String> {
+        let mut masters = Vec::new();
+        let mut below = interface.to_owned();
+        while masters.len() < MAX_MASTERS {
+            let link = self.root.join("class/net").join(&below).join("master");
+            let Ok(Some(master)) = target(&link) else { break };
+            below.clone_from(&master);
+            masters.push(master);
+        }
+        masters
+    }
+
     /// A function's present state.
     ///
     /// # Errors
@@ -224,6 +279,7 @@ impl Sysfs {
             iommu_group: group.and_then(|group| group.parse().ok()),
             group_others: members.filter(|member| *member != address).collect(),
             interfaces: names(&dir.join("net"))?,
+            is_bridge: text(&dir.join("class"))?.is_some_and(|class| class.starts_with("0x0604")),
             pf: pf.and_then(|pf| pf.parse().ok()),
             numa_node: number(&dir.join("numa_node"))?,
         })
@@ -275,6 +331,9 @@ impl Sysfs {
         self.root.join("bus/pci/devices").join(address.to_string())
     }
 }
+
+/// A PF in a bond in a bridge.
+const MAX_MASTERS: usize = 2;
 
 /// A file that is not there is `None`; any other trouble is an error.
 fn present<T>(path: &Path, result: io::Result<T>) -> Result<Option<T>, SysfsError> {

@@ -22,7 +22,7 @@ use flexvf_protocol::VmName;
 
 use super::policy::{Memory, Pin};
 use super::rate::RateMeter;
-use super::reconcile::{Desired, PoolView, Step, reconcile};
+use super::reconcile::{Desired, PoolView, Step, near, reconcile};
 use super::switch::{Action, Direction, Input, Outcome, Phase, Record, Report, Tenure};
 use super::vf::VfId;
 pub use event::{Command, Event, Settings, SwitchEnd};
@@ -57,6 +57,8 @@ pub(super) struct Pool {
     pub(super) vfs: BTreeMap<VfId, Backoff>,
     pub(super) desired: Desired,
     pub(super) problem: Option<String>,
+    /// NUMA nodes of VFs, where the host has several.
+    nodes: BTreeMap<VfId, u32>,
     memory: Memory,
     /// By an earlier daemon's ranking, until this one has decided.
     places_before: BTreeMap<VmName, usize>,
@@ -122,6 +124,9 @@ impl Engine {
             }
             Event::Lost { vm, exited, reason } => self.on_lost(now, &vm, exited, reason, out),
             Event::Agent { vm, view } => self.on_agent(now, &vm, view, out),
+            Event::Obstacle { vm, obstacle } => self.on_obstacle(&vm, obstacle),
+            Event::VmNode { vm, node } => self.on_vm_node(&vm, node),
+            Event::VfNodes { pool, nodes } => self.on_vf_nodes(&pool, nodes),
             Event::Reset(vm) => self.on_reset(now, &vm, out),
             Event::Sampled { vm, sample } => {
                 if let Some(vm) = self.vms.get_mut(&vm) {
@@ -129,6 +134,7 @@ impl Engine {
                 }
             }
             Event::Pool { pool, vfs, problem } => self.on_pool(&pool, vfs, problem),
+            Event::Clear(vf) => self.on_clear(now, &vf, out),
             Event::Done { vm, report } => self.tell_tenure(now, &vm, Input::Done(report), out),
             Event::Deleted { vm, vf } => {
                 if self.holds(&vm, &vf) {
@@ -180,7 +186,9 @@ impl Engine {
             let name = name.clone();
             let seen = self.pool_view(now, &name);
             let Some(pool) = self.pools.get(&name) else { return };
-            for step in reconcile(&seen, &pool.desired) {
+            let steps = reconcile(&seen, &pool.desired);
+            let node = |vm: &VmName| self.vms.get(vm).and_then(|vm| vm.node);
+            for step in near(steps, &seen.free, &pool.nodes, node) {
                 let (Step::Give { vm, .. } | Step::Take { vm, .. }) = &step;
                 let vm = vm.clone();
                 match step {

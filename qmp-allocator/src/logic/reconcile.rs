@@ -6,7 +6,11 @@
 //! It is shown only the VMs that have a VF and the first of those that could take one, so it costs
 //! the same whatever the number of VMs.
 
+mod near;
+
 use flexvf_protocol::VmName;
+
+pub use near::near;
 
 use super::policy::{Ranked, Reason};
 use super::vf::VfId;

@@ -47,10 +47,31 @@ pub struct PoolStatus {
     pub name: String,
     /// `sriov` or `emulated`. Filled in by the daemon.
     pub kind: &'static str,
+    /// Its PFs. Filled in by the daemon.
+    pub pfs: Vec<PfStatus>,
     /// By name.
     pub vfs: Vec<VfStatus>,
     /// What is wrong with the pool as a whole.
     pub problem: Option<String>,
+}
+
+/// A PF of a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PfStatus {
+    /// Its interface.
+    pub pf: String,
+    /// Its driver.
+    pub driver: Option<String>,
+    /// Whether it is set up.
+    pub up: bool,
+    /// Whether it has a link.
+    pub carrier: bool,
+    /// Its VFs in the pool.
+    pub vfs: usize,
+    /// Guests' addresses that it filters for because they are on PV.
+    pub filters: usize,
+    /// How many it has room for, where the configuration says.
+    pub max_filters: Option<usize>,
 }
 
 /// A VF.
@@ -105,6 +126,21 @@ pub struct IntervalStatus {
     pub rate: Rate,
 }
 
+impl Status {
+    /// Whether there is something to clear about a VF.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub fn may_clear(&self, vf: &VfId) -> Result<(), String> {
+        let found = self.pools.iter().flat_map(|pool| &pool.vfs).find(|it| it.vf == *vf);
+        match found.map(|it| it.state) {
+            Some("quarantined" | "resting") => Ok(()),
+            Some(state) => Err(format!("VF {vf} is not quarantined: it is {state}")),
+            None => Err(format!("there is no VF {vf} in any pool; `flexvf status` shows them")),
+        }
+    }
+}
+
 impl Engine {
     /// Everything, as it is now.
     pub fn status(&self, now: Duration) -> Status {
@@ -137,6 +173,7 @@ impl Engine {
         PoolStatus {
             name: name.to_owned(),
             kind: "",
+            pfs: Vec::new(),
             vfs: vfs.map(status).collect(),
             problem: pool.and_then(|pool| pool.problem.clone()),
         }

@@ -160,7 +160,8 @@ impl Tenure {
             Input::Reset => self.on_reset(now),
             Input::Uses(path) => self.on_use(now, path),
             Input::Tick if !self.busy => self.on_tick(now),
-            Input::Take { .. } | Input::Tick => None,
+            Input::Retry if !self.busy => self.on_retry(now),
+            Input::Take { .. } | Input::Tick | Input::Retry => None,
         }
     }
 

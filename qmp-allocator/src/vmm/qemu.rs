@@ -6,13 +6,15 @@
 //! before that).
 
 mod events;
+mod iommufd;
 #[cfg(test)]
 mod tests;
 
 use std::path::Path;
 use std::time::Duration;
 
-use qapi::qmp::{device_add, device_del, netdev_del, qom_get, qom_list};
+use flexvf_protocol::PciAddress;
+use qapi::qmp::{device_add, device_del, netdev_del, qom_get, qom_list, query_memory_size_summary};
 use serde_json::{Value, json};
 
 use super::{
@@ -21,6 +23,7 @@ use super::{
 };
 use crate::io::qmp::{Qmp, QmpError};
 pub(super) use events::next_event;
+pub(crate) use iommufd::IOMMU;
 
 /// A QEMU that is spoken to over its QMP socket.
 #[derive(Debug, Clone)]
@@ -56,6 +59,32 @@ impl QmpVmm {
         self.qmp.pid()
     }
 
+    /// The guest's memory, as given at its start and plugged since.
+    ///
+    /// # Errors
+    /// [`QmpError`].
+    pub async fn memory_bytes(&self) -> Result<u64, QmpError> {
+        let command = query_memory_size_summary {};
+        let memory = self.qmp.execute(command, self.deadline).await?;
+        let plugged = memory.plugged_memory.unwrap_or(0);
+        Ok(memory.base_memory.saturating_add(plugged))
+    }
+
+    /// Clears what devices that are gone have left behind, as [`Hypervisor::forget`] does for one.
+    ///
+    /// # Errors
+    /// [`QmpError`].
+    pub async fn forget_all(&self, device_ids: &[String]) -> Result<(), QmpError> {
+        if device_ids.is_empty() {
+            return Ok(());
+        }
+        let there = self.devices_by_type().await?;
+        for id in device_ids.iter().filter(|id| !there.iter().any(|(name, _)| name == *id)) {
+            self.netdev_del(&netdev_id(id)).await?;
+        }
+        Ok(())
+    }
+
     async fn do_plug(&self, plug: &Plug) -> Result<(), VmmError> {
         let id = &plug.device_id;
         if self.devices_by_type().await?.iter().any(|(name, _)| name == id) {
@@ -70,10 +99,15 @@ impl QmpVmm {
             }
         }
         match &plug.backend {
-            Backend::Vfio { host } => {
-                let properties = [("host".to_owned(), json!(host))];
-                self.device_add("vfio-pci", plug, properties).await
-            }
+            Backend::Vfio { host, node } => match node {
+                Some(node) if self.has_iommufd().await? => {
+                    self.plug_by_node(plug, node, Path::new(IOMMU)).await
+                }
+                _ => {
+                    let properties = [("host".to_owned(), json!(host))];
+                    self.device_add("vfio-pci", plug, properties).await
+                }
+            },
             Backend::Nic { model, tap, mac } => {
                 let netdev = netdev_id(id);
                 // A daemon that died between the two steps has left one.
@@ -172,7 +206,9 @@ impl QmpVmm {
         };
         let kind = if driver == "vfio-pci" {
             let host = self.get(&path, "host").await?;
-            PluggedKind::Vfio { host: host.and_then(|host| host.parse().ok()) }
+            let host = host.and_then(|host| host.parse().ok());
+            // One that was plugged by its node shows ffff:ff:ff.f here, which is no address.
+            PluggedKind::Vfio { host: host.or_else(|| host_in(&id)) }
         } else {
             let mac = self.get(&path, "mac").await?;
             let tap = id.strip_prefix(ID_PREFIX).and_then(|rest| rest.strip_prefix(TAP_MARK));
@@ -253,6 +289,13 @@ fn found<T>(result: Result<T, QmpError>) -> Result<Option<T>, QmpError> {
         Err(QmpError::Refused { class, .. }) if class == "DeviceNotFound" => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The function in the id of a device that FlexVF has plugged.
+fn host_in(device_id: &str) -> Option<PciAddress> {
+    let mut parts = device_id.strip_prefix(ID_PREFIX)?.splitn(4, '-');
+    let mut part = || parts.next();
+    format!("{}:{}:{}.{}", part()?, part()?, part()?, part()?).parse().ok()
 }
 
 fn netdev_id(device_id: &str) -> String {

@@ -8,6 +8,7 @@
 //! built everything for release. A result is the median of the pairs' ratios; nothing here judges
 //! it. What cannot be measured is told at the end, and then the program fails.
 
+pub mod allocator;
 pub mod drive;
 pub mod io;
 pub mod logic;
@@ -51,6 +52,8 @@ pub struct Options {
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Suite {
+    /// qmp-allocator: decisions, processor time, memory, switches, with made-up VMs
+    Allocator,
     /// vhost-net-pv: rings, TAP, guests, footprint
     Pv,
 }
@@ -60,6 +63,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let pace = if options.quick { Pace::QUICK } else { Pace::FULL };
     let stage = Stage::from_environment(pace, options.with.clone())?;
     let experiments = match options.suite {
+        Suite::Allocator => allocator::experiments(&stage),
         Suite::Pv => pv::experiments(&stage),
     };
     let names: Vec<_> =

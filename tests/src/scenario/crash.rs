@@ -1,4 +1,5 @@
-//! Kills: the daemon in the middle of switches, and the QEMU of a VM that holds a VF.
+//! Kills by the clock, on real VFs too: the daemon in the middle of switches, and the QEMU of a VM that
+//! holds a VF. Each moment of a switch is the [matrix](super::matrix)'s.
 //!
 //! After each kill of the daemon a new one is started, and what it makes of it is held against the
 //! word of each QEMU: no VF is lost, none is in two places, and the round that was broken off is

@@ -1,16 +1,21 @@
 //! Scenarios: real guests, the real daemon, load that moves, and a verdict.
 //!
 //! `flexvf-scenario` runs on the testbed's host. [`stage`] holds what every scenario has running;
-//! [`follow`] is the demo, [`crash`] kills the daemon and a QEMU, [`bad_input`] makes every mistake
-//! that an operator can; [`pv`] has no daemon and is about the PV path alone. What a scenario sees goes to stdout as it happens, to `details.json` in the
+//! [`follow`] is the demo, [`crash`] kills the daemon and a QEMU at any time, [`matrix`] at each moment of
+//! a switch, [`bad_input`] makes every mistake that an operator can; [`hostile`] has made-up VMs that misbehave;
+//! [`settings`] looks at what becomes of a VF, [`pv`] has no daemon and is about the PV path alone. What a
+//! scenario sees goes to stdout as it happens, to `details.json` in the
 //! testbed's folder, and in the promised form to the file of `--json`.
 
 pub mod bad_input;
 pub mod crash;
 pub mod follow;
+pub mod hostile;
 pub mod io;
 pub mod logic;
+pub mod matrix;
 pub mod pv;
+pub mod settings;
 pub mod stage;
 
 use std::path::PathBuf;
@@ -71,6 +76,9 @@ pub struct Options {
     /// What to do to the guest, in this order (pv; default: everything)
     #[arg(long, value_enum, value_delimiter = ',')]
     pub steps: Vec<pv::Play>,
+    /// Play one cell in so many only, and all of the rest (matrix)
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    pub every: u8,
     /// The script that starts a guest of the testbed
     #[arg(long, default_value = "scripts/testbed/guest")]
     pub guest_script: PathBuf,
@@ -86,8 +94,14 @@ pub enum Scenario {
     Follow,
     /// The daemon is killed in the middle of switches, and a guest is
     Crash,
+    /// The daemon or a QEMU is killed at each moment of a switch, and guests misbehave (fast-host)
+    Matrix,
     /// Every mistake in configuration and registration, one line each
     BadInput,
+    /// A VF's settings and node, set and put back, for a QEMU without privileges
+    Settings,
+    /// Made-up QEMUs and guests that send what they should not, among others that behave
+    Hostile,
     /// The PV path alone: kills, reconnects, reboot, migration, counters
     Pv,
 }
@@ -125,7 +139,10 @@ pub fn run(options: &Options) -> Result<bool> {
     let played = match options.scenario {
         Scenario::Follow => follow::play(options, &host),
         Scenario::Crash => crash::play(options, &host),
+        Scenario::Matrix => matrix::play(options, &host),
         Scenario::BadInput => bad_input::play(options, &host),
+        Scenario::Settings => settings::play(options, &host),
+        Scenario::Hostile => hostile::play(options, &host),
         Scenario::Pv => return pv::run(options, &host),
     };
     // A run that broke off is a result too: whoever reads the file must not find an older one.

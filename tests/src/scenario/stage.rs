@@ -51,6 +51,7 @@ pub struct Stage {
     /// The remote peer.
     pub peer: Peer,
     loads: BTreeMap<VmName, u32>,
+    launch: Launch,
 }
 
 impl Stage {
@@ -84,6 +85,11 @@ impl Stage {
             guests: Vec::new(),
             peer: Peer::start(host, &identities)?,
             loads: BTreeMap::new(),
+            launch: Launch {
+                script: options.guest_script.clone(),
+                memory_mib: options.memory,
+                append: String::new(),
+            },
         };
         host.save_lspci("host-lspci-before.txt")?;
         stage.say(format!(
@@ -93,10 +99,8 @@ impl Stage {
             host.vfs.join(" "),
             host.accel
         ));
-        let launch = Launch { script: options.guest_script.clone(), memory_mib: options.memory };
         for number in 1..=options.guests {
-            let guest = Guest::start(host, &launch, number, &qemu_options(number))?;
-            stage.guests.push(guest);
+            stage.start_guest(number, &qemu_options(number), "")?;
         }
         stage.await_guests(Duration::from_secs(options.boot_timeout))?;
         Ok(stage)
@@ -119,6 +123,23 @@ impl Stage {
         let line = format!("[{seconds:6.1} s] {}", text.as_ref());
         println!("{line}");
         self.log.push(line);
+    }
+
+    /// Starts the `number`th guest, with more options for its QEMU and its kernel.
+    pub fn start_guest(&mut self, number: u8, qemu: &[String], append: &str) -> Result<()> {
+        let launch = Launch { append: append.into(), ..self.launch.clone() };
+        self.guests.push(Guest::start(&self.host, &launch, number, qemu)?);
+        Ok(())
+    }
+
+    /// What the next daemon is to be told.
+    pub fn configure(&self, daemon_config: &str) -> Result<()> {
+        Ok(std::fs::write(&self.config, daemon_config)?)
+    }
+
+    /// The daemon's process.
+    pub fn daemon_pid(&self) -> Result<u32> {
+        Ok(self.daemon.as_ref().context("no daemon runs")?.pid())
     }
 
     /// Starts the daemon and waits until it answers.

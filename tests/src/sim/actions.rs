@@ -146,7 +146,7 @@ impl World {
         if self.host.pf_down {
             return Report::Refused("no such PF".into());
         }
-        if self.is_plugged(vf) {
+        if self.is_plugged(vf) || self.host.vfs.get(vf).is_some_and(|it| it.foreign) {
             return Report::Refused("in use".into());
         }
         let Some(settings) = self.host.vfs.get_mut(vf) else { return Report::Ok };

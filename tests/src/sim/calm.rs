@@ -52,7 +52,11 @@ impl World {
     /// Whoever wants a VF ends a round on one within the bound of a strategy that has one.
     fn everybody_is_served(&mut self) -> Result<(), Violation> {
         let Settings { strategy, tuning, interval, .. } = self.plan.settings;
-        let in_turn = self.machines.len().div_ceil(self.host.vfs.len().max(1)) as u32;
+        let members = |pool: usize, all: usize| (pool..all).step_by(self.plan.pools).count();
+        let (vms, vfs) = (self.machines.len(), self.host.vfs.len());
+        let in_turn =
+            (0..self.plan.pools).map(|pool| members(pool, vms).div_ceil(members(pool, vfs).max(1)));
+        let in_turn = in_turn.max().unwrap_or(0) as u32;
         let missed = match strategy {
             Strategy::Fair => in_turn,
             Strategy::Hybrid => {
@@ -113,11 +117,14 @@ impl World {
                 on_vf.push(vm);
             }
         }
-        self.are_served(&status, &on_vf)
+        (0..self.plan.pools).try_for_each(|pool| self.are_served(&status, &on_vf, pool))
     }
 
-    fn are_served(&self, status: &Status, on_vf: &[usize]) -> Result<(), String> {
-        let expected = self.machines.len().min(self.host.vfs.len());
+    fn are_served(&self, status: &Status, on_vf: &[usize], pool: usize) -> Result<(), String> {
+        let members = |all: usize| (pool..all).step_by(self.plan.pools);
+        let (vms, vfs) = (self.machines.len(), self.host.vfs.len());
+        let expected = members(vms).count().min(members(vfs).count());
+        let on_vf: Vec<usize> = members(vms).filter(|vm| on_vf.contains(vm)).collect();
         if on_vf.len() != expected {
             let vfs: Vec<_> = status.pools.iter().flat_map(|pool| &pool.vfs).collect();
             return Err(format!("{} of {expected} VFs are in use: {vfs:?}", on_vf.len()));
@@ -127,7 +134,7 @@ impl World {
         let steady = Tuning { max_wait: tuning.max_wait, ..Tuning::default() } != *tuning;
         if *strategy == Strategy::Activity && !steady {
             let least = on_vf.iter().map(|vm| self.machines[*vm].pps).min();
-            let others = (0..self.machines.len()).filter(|vm| !on_vf.contains(vm));
+            let others = members(vms).filter(|vm| !on_vf.contains(vm));
             if let Some(other) = others.max_by_key(|vm| self.machines[*vm].pps)
                 && least.is_some_and(|least| self.machines[other].pps > least)
             {

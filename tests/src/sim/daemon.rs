@@ -30,8 +30,6 @@ pub struct Daemon {
     ticks: u32,
 }
 
-/// The one pool.
-pub const POOL: &str = "default";
 /// The boot of the host that the state file is written in.
 const BOOT_ID: &str = "boot";
 /// Ticks at one moment after which the engine's timer stands for a busy loop.
@@ -54,7 +52,7 @@ impl World {
         }
         let saved =
             self.daemon.disk[0].as_deref().and_then(|text| Saved::decode(text, BOOT_ID).ok());
-        let pools = [POOL.to_owned()];
+        let pools: Vec<String> = (0..self.plan.pools).map(|pool| self.plan.pool_of(pool)).collect();
         let engine = Engine::new(self.now, self.plan.settings.clone(), &pools, saved);
         self.trace.line(self.now, || "daemon starts".into());
         self.daemon.engine = Some(engine);
@@ -91,7 +89,8 @@ impl World {
             let name = machine.name.clone();
             if let Some(pin) = machine.listed {
                 self.daemon.known.insert(vm, pin);
-                let spec = VmSpec { pool: POOL.into(), pin, weight: 1 + vm as u32 % 3 };
+                let (pool, weight) = (self.plan.pool_of(vm), 1 + vm as u32 % 3);
+                let spec = VmSpec { pool, pin, weight };
                 events.push((vm, Event::Registered { vm: name, spec }));
             } else {
                 self.daemon.known.remove(&vm);
@@ -100,7 +99,7 @@ impl World {
         }
         for (vm, event) in events {
             if matches!(event, Event::Registered { .. }) && self.machines[vm].task.is_none() {
-                self.machines[vm].task = Some(Task::new(now));
+                self.machines[vm].task = Some(Task::new(now, self.plan.settings.interval));
                 self.wake_task(vm, now);
             }
             self.tell_engine(event)?;
@@ -112,13 +111,16 @@ impl World {
     pub(super) fn look_at_pools(&mut self) {
         let (now, incarnation) = (self.now, self.daemon.incarnation);
         self.agenda.add(now + POOL_LOOK, Due::Pools(incarnation));
-        let (vfs, problem) = match self.host.listed() {
-            Ok(vfs) => (vfs, None),
-            Err(problem) => (Vec::new(), Some(problem)),
-        };
-        let at = now + self.between(1, 50);
-        let event = Event::Pool { pool: POOL.into(), vfs, problem };
-        self.agenda.add(at, Due::Event(incarnation, event));
+        let mut at = now;
+        for pool in 0..self.plan.pools {
+            let (vfs, problem) = match self.host.listed(pool, self.plan.pools) {
+                Ok(vfs) => (vfs, None),
+                Err(problem) => (Vec::new(), Some(problem)),
+            };
+            at += self.between(1, 50);
+            let event = Event::Pool { pool: self.plan.pool_of(pool), vfs, problem };
+            self.agenda.add(at, Due::Event(incarnation, event));
+        }
     }
 
     /// As `Daemon::handle`.
@@ -198,7 +200,7 @@ impl World {
     pub(super) fn end_task(&mut self, vm: usize) {
         let old = self.machines[vm].task.take();
         if self.daemon.known.contains_key(&vm) {
-            let mut task = Task::new(self.now);
+            let mut task = Task::new(self.now, self.plan.settings.interval);
             // QEMU serves one client at a time: what the old task said came before.
             task.last_said = old.map_or(self.now, |old| old.last_said);
             self.machines[vm].task = Some(task);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use qmp_allocator::logic::engine::Event;
 use qmp_allocator::logic::policy::Pin;
 use qmp_allocator::logic::vf::VfId;
 
@@ -56,6 +57,8 @@ pub enum Fault {
     Unregistered,
     /// A VM is pinned.
     Pinned,
+    /// An operator clears a VF, whether it is quarantined or not.
+    Cleared,
     /// The load moves.
     Load,
     /// The daemon is killed; its state file is as it was, older, torn or gone.
@@ -65,7 +68,7 @@ pub enum Fault {
 }
 
 /// All of them.
-pub const ALL: [Fault; 25] = [
+pub const ALL: [Fault; 26] = [
     Fault::QmpCut,
     Fault::QmpFlaky,
     Fault::QmpNoisy,
@@ -88,6 +91,7 @@ pub const ALL: [Fault; 25] = [
     Fault::Forward,
     Fault::Unregistered,
     Fault::Pinned,
+    Fault::Cleared,
     Fault::Load,
     Fault::DaemonKilled,
     Fault::DaemonFrozen,
@@ -130,6 +134,13 @@ impl World {
                     self.judge.touch(self.now, vm);
                 }
                 self.daemon.frozen_until = self.daemon.frozen_until.max(self.now + lasting);
+            }
+            Fault::Cleared => {
+                let vf = self.rng.usize(..self.host.vfs.len());
+                if let Some(vf) = self.host.vfs.keys().nth(vf) {
+                    let due = Due::Event(self.daemon.incarnation, Event::Clear(vf.clone()));
+                    self.agenda.add(self.now, due);
+                }
             }
             Fault::Load => {
                 self.machines[vm].count(self.now);

@@ -57,12 +57,13 @@ impl Host {
         Self { pool, vfs, pf_down: false, forwards: vec![(Target::Both, None); vms] }
     }
 
-    /// The VFs that a look at the pool shows.
-    pub fn listed(&self) -> Result<Vec<VfId>, String> {
+    /// The VFs that a look at one of so many pools shows.
+    pub fn listed(&self, pool: usize, pools: usize) -> Result<Vec<VfId>, String> {
         if self.pf_down {
             return Err("no such PF".into());
         }
-        Ok(self.vfs.iter().filter(|(_, vf)| !vf.removed).map(|(id, _)| id.clone()).collect())
+        let own = self.vfs.iter().skip(pool).step_by(pools);
+        Ok(own.filter(|(_, vf)| !vf.removed).map(|(id, _)| id.clone()).collect())
     }
 
     /// Why a VM's guest could not send or receive just now.

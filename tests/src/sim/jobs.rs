@@ -39,7 +39,7 @@ impl World {
         };
         let next = match job {
             Job::Connect => self.connect(vm),
-            Job::Observe => self.observe(vm),
+            Job::Observe { guest } => self.observe(vm, guest),
             Job::TellDeleted(vf) => {
                 let name = self.machines[vm].name.clone();
                 self.say(vm, Event::Deleted { vm: name, vf });
@@ -97,7 +97,7 @@ impl World {
         Stage::End
     }
 
-    fn observe(&mut self, vm: usize) -> Stage {
+    fn observe(&mut self, vm: usize, guest: bool) -> Stage {
         let name = self.machines[vm].name.clone();
         match self.qmp(vm) {
             Reach::Answered => {}
@@ -116,13 +116,14 @@ impl World {
             task.tenure += 1;
             task.holds = Some(held.vf.clone());
         }
-        if held.is_none() {
-            // A failure is complained of; the next look tries again.
-            let _ = self.forward(vm, None, TO_PV);
+        // A failure is complained of; the next look tries again.
+        let complains = held.is_none() && self.forward(vm, None, TO_PV).is_err();
+        if let Some(task) = &mut self.machines[vm].task {
+            task.complains = complains;
         }
         self.say(vm, Event::Observed { vm: name, held, free_port });
         let task = self.machines[vm].task.as_ref();
-        if task.is_some_and(|task| task.holds.is_some() && task.ready) {
+        if guest && task.is_some_and(|task| task.ready) {
             return Stage::Next(Job::Look, self.between(1, 5));
         }
         Stage::End

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use flexvf_protocol::VmName;
 use qmp_allocator::logic::engine::{Command, Event};
-use qmp_allocator::logic::switch::{Action, Outcome};
+use qmp_allocator::logic::switch::{Action, Outcome, Report};
 use qmp_allocator::logic::vf::VfId;
 
 use super::daemon::Daemon;
@@ -50,6 +50,10 @@ struct Case {
     was_blind: bool,
     switching_since: Option<Duration>,
     acts: (Duration, u32),
+    /// The action under way, and its VF.
+    out: Option<(Action, VfId)>,
+    /// The last preparation was refused, of this VF.
+    refused: Option<VfId>,
 }
 
 /// Within which a broken path is mended, once the daemon can see it and do something about it.
@@ -118,16 +122,24 @@ impl Judge {
         self.daemon_started_at = now;
         self.touch_all(now);
         for case in &mut self.vms {
-            case.switching_since = None;
+            (case.switching_since, case.out, case.refused) = (None, None, None);
         }
     }
 
-    /// What the engine is told.
+    /// What the engine is told. The last words of a task whose VM it has forgotten go unheard.
     pub(super) fn told(&mut self, event: &Event, machines: &[Machine]) {
         if let Event::Observed { vm, held: Some(held), .. } = event
             && let Some(vm) = machines.iter().position(|machine| machine.name == *vm)
+            && machines[vm].task.as_ref().is_some_and(|task| !task.ending)
         {
             self.known.insert(held.vf.clone(), vm);
+        }
+        if let Event::Done { vm, report } = event
+            && let Some(vm) = machines.iter().position(|machine| machine.name == *vm)
+            && let Some((action, vf)) = self.vms[vm].out.take()
+            && action == Action::Prepare
+        {
+            self.vms[vm].refused = matches!(report, Report::Refused(_)).then_some(vf);
         }
     }
 
@@ -162,6 +174,7 @@ impl Judge {
             Command::Act { vm, vf, action, .. } => {
                 let Some(vm) = index(vm) else { return Ok(()) };
                 self.acted(now, vm)?;
+                self.ordered(vm, vf, *action)?;
                 self.vms[vm].switching_since.get_or_insert(now);
                 self.given(vm, vf, *action, machines)?;
             }
@@ -188,6 +201,20 @@ impl Judge {
         if *count > MAX_ACTS {
             let what = format!("vm{vm}: {count} actions in {ACTS_WINDOW:?}");
             return Err(Violation::new("no busy loop", what));
+        }
+        Ok(())
+    }
+
+    /// Two actions at once would overtake each other; and what was refused has changed nothing.
+    fn ordered(&mut self, vm: usize, vf: &VfId, action: Action) -> Result<(), Violation> {
+        let case = &mut self.vms[vm];
+        if let Some((earlier, _)) = case.out.replace((action, vf.clone())) {
+            let what = format!("vm{vm}: {action:?} while {earlier:?} is under way");
+            return Err(Violation::new("one action of a VM at a time", what));
+        }
+        if action == Action::Sanitise && case.refused.as_ref() == Some(vf) {
+            let what = format!("vm{vm}: {vf} is restored, whose preparation was refused");
+            return Err(Violation::new("what was refused is not undone", what));
         }
         Ok(())
     }

@@ -18,6 +18,8 @@ pub struct Plan {
     pub vms: usize,
     /// VFs.
     pub vfs: usize,
+    /// Pools, into which VMs and VFs are dealt in turn: they share only the budget of switches.
+    pub pools: usize,
     /// Which kind of pool; they forward differently.
     pub pool: Pool,
     /// The engine's settings.
@@ -56,6 +58,11 @@ pub const POOL_LOOK: Duration = Duration::from_secs(5);
 const A_CHANGE: Duration = Duration::from_secs(5);
 
 impl Plan {
+    /// The pool that a VM or a VF of this number is in.
+    pub fn pool_of(&self, number: usize) -> String {
+        format!("pool{}", number % self.pools)
+    }
+
     /// The same for the same seed, always.
     pub fn of(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -65,6 +72,8 @@ impl Plan {
             6..9 => (rng.usize(3..9), rng.usize(1..5)),
             _ => (rng.usize(12..25), rng.usize(3..8)),
         };
+        // Each has a VM and a VF at least.
+        let pools = if rng.u8(..3) == 0 { 2.min(vms).min(vfs) } else { 1 };
         let seconds = |rng: &mut Rng, from: u64, to: u64| Duration::from_secs(rng.u64(from..to));
         let mut settings = Settings {
             strategy: Strategy::ALL[rng.usize(..Strategy::ALL.len())],
@@ -94,6 +103,7 @@ impl Plan {
             seed,
             vms,
             vfs,
+            pools,
             pool: if rng.bool() { Pool::Sriov } else { Pool::Emulated },
             settings,
             sample_interval: seconds(&mut rng, 2, 11),

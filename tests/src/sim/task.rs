@@ -32,6 +32,8 @@ pub struct Task {
     pub epoch: Option<u64>,
     /// The agent has answered all it was asked.
     pub synced: bool,
+    /// Frames for it were not pointed to its PV port.
+    pub complains: bool,
     /// Counts holds.
     pub tenure: u64,
     /// What it is at.
@@ -43,6 +45,7 @@ pub struct Task {
     /// Nobody can give it orders any more.
     pub ending: bool,
     timers: Timers,
+    look_period: Duration,
 }
 
 /// The connection to QEMU.
@@ -83,8 +86,11 @@ pub enum News {
 pub enum Job {
     /// A connection.
     Connect,
-    /// What has QEMU?
-    Observe,
+    /// What has QEMU? And then, if it must be known, the agent's bond.
+    Observe {
+        /// The agent, too.
+        guest: bool,
+    },
     /// A VF was deleted: to be told.
     TellDeleted(VfId),
     /// The guest was reset: to be told.
@@ -100,6 +106,7 @@ pub enum Job {
 #[derive(Debug, Default)]
 struct Timers {
     observe: Duration,
+    soon: Duration,
     sample: Duration,
     look: Duration,
 }
@@ -110,12 +117,13 @@ pub const MAX_ORDERS: usize = 8;
 const MAX_NEWS: usize = 64;
 /// As in the daemon.
 pub const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
-const OBSERVE_PERIOD: Duration = Duration::from_secs(10);
+const LOOK_PERIOD: Duration = Duration::from_secs(60);
+const SOON_LOOK: Duration = Duration::from_secs(10);
 const AGENT_LOOK: Duration = Duration::from_secs(1);
 
 impl Task {
-    /// A task that has seen nothing.
-    pub fn new(now: Duration) -> Self {
+    /// A task that has seen nothing, of a daemon that decides once in this interval.
+    pub fn new(now: Duration, interval: Duration) -> Self {
         Self {
             orders: VecDeque::new(),
             news: VecDeque::new(),
@@ -127,12 +135,14 @@ impl Task {
             look_due: true,
             epoch: None,
             synced: true,
+            complains: false,
             tenure: 0,
             job: None,
             wake: 0,
             last_said: now,
             ending: false,
             timers: Timers::default(),
+            look_period: interval.max(LOOK_PERIOD),
         }
     }
 
@@ -169,7 +179,7 @@ impl Task {
         self.link = Link::Up(process);
         self.process = Some(process);
         self.disconnect_agent();
-        self.timers = Timers { observe: now, sample: now, look: now };
+        self.timers = Timers { observe: now, soon: now, sample: now, look: now };
     }
 
     /// Forgets what it knew of the agent.
@@ -180,9 +190,10 @@ impl Task {
     /// What it does now; `None` until [`Self::wake_at`].
     pub fn choose(&mut self, now: Duration, sample_interval: Duration) -> Option<Job> {
         if let Some(order) = self.orders.pop_front() {
+            self.timers.soon = now + SOON_LOOK;
             return match (order, self.link) {
                 (Order::Act(vf, port, action), _) => Some(Job::Act(vf, port, action, 0)),
-                (Order::Observe, Link::Up(_)) => Some(Job::Observe),
+                (Order::Observe, Link::Up(_)) => Some(Job::Observe { guest: false }),
                 (Order::Observe, _) => self.choose(now, sample_interval),
             };
         }
@@ -201,7 +212,7 @@ impl Task {
                 News::Deleted(vf) if self.holds.as_ref() == Some(&vf) => {
                     return Some(Job::TellDeleted(vf));
                 }
-                News::Deleted(_) | News::Missed => return Some(Job::Observe),
+                News::Deleted(_) | News::Missed => return Some(Job::Observe { guest: false }),
                 News::Reset => {
                     self.look_due = true;
                     return Some(Job::TellReset);
@@ -219,13 +230,18 @@ impl Task {
             Link::Down(at) => at,
             Link::Ended => now,
             Link::Up(_) => {
-                let Timers { observe, sample, look } = self.timers;
+                let Timers { observe, soon, sample, look } = self.timers;
                 let wants_look = self.look_due || !self.ready;
                 let look = if wants_look { look } else { observe };
-                observe.min(sample).min(look)
+                let soon = if self.may_change_unseen() { soon } else { observe };
+                observe.min(soon).min(sample).min(look)
             }
         };
         at.max(now)
+    }
+
+    fn may_change_unseen(&self) -> bool {
+        self.complains || self.holds.is_some() && self.ready
     }
 
     fn next_news(&mut self) -> Option<News> {
@@ -238,8 +254,12 @@ impl Task {
 
     fn timer(&mut self, now: Duration, sample_interval: Duration) -> Option<Job> {
         if self.timers.observe <= now {
-            self.timers.observe = now + OBSERVE_PERIOD;
-            return Some(Job::Observe);
+            self.timers.observe = now + self.look_period;
+            return Some(Job::Observe { guest: true });
+        }
+        if self.timers.soon <= now && self.may_change_unseen() {
+            self.timers.soon = now + SOON_LOOK;
+            return Some(if self.complains { Job::Observe { guest: true } } else { Job::Look });
         }
         if self.timers.sample <= now {
             self.timers.sample = now + sample_interval;

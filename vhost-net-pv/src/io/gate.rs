@@ -95,7 +95,8 @@ pub(super) struct Connection<'s> {
     backend: Arc<Mutex<Backend>>,
     gate: Gate,
     cut: Arc<Cut>,
-    stop: BorrowedFd<'s>,
+    /// Readable when the connection is to end.
+    stops: [BorrowedFd<'s>; 2],
 }
 
 /// One whole message.
@@ -106,11 +107,11 @@ struct Message {
 }
 
 impl<'s> Connection<'s> {
-    /// Takes a front-end's socket; `stop` becomes readable when the connection is to end.
+    /// Takes a front-end's socket; one of `stops` becomes readable when the connection is to end.
     pub(super) fn new(
         front: UnixStream,
         backend: Arc<Mutex<Backend>>,
-        stop: BorrowedFd<'s>,
+        stops: [BorrowedFd<'s>; 2],
     ) -> io::Result<Self> {
         // A listening socket that does not block may hand that on.
         front.set_nonblocking(false)?;
@@ -122,7 +123,8 @@ impl<'s> Connection<'s> {
             let backend = lock(&backend);
             (backend.ring_count(), backend.cut())
         };
-        cut.forget();
+        // What happened to an earlier connection's memory.
+        cut.take();
         Ok(Self {
             front,
             inner,
@@ -130,7 +132,7 @@ impl<'s> Connection<'s> {
             backend,
             gate: Gate::new(rings),
             cut,
-            stop,
+            stops,
         })
     }
 
@@ -177,7 +179,8 @@ impl<'s> Connection<'s> {
     fn wait(&self, what: PollFlags, deadline: Option<Instant>) -> Result<(), End> {
         let watch = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let front = PollFd::new(self.front.as_fd(), what);
-        let mut fds = [watch(self.stop), watch(self.cut.as_fd()), front];
+        let [stop, port_gone] = self.stops.map(watch);
+        let mut fds = [stop, port_gone, watch(self.cut.as_fd()), front];
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let timeout = left.map_or(PollTimeout::NONE, |left| {
@@ -191,8 +194,8 @@ impl<'s> Connection<'s> {
                 Err(error) => return Err(io::Error::from(error).into()),
             }
         }
-        let [stop, cut, _] = fds.map(|fd| fd.any() == Some(true));
-        match (stop, cut) {
+        let [stop, port_gone, cut, _] = fds.map(|fd| fd.any() == Some(true));
+        match (stop || port_gone, cut) {
             (true, _) => Err(End::Stopped),
             (_, true) => Err(End::MemoryCut),
             _ => Ok(()),

@@ -1,7 +1,9 @@
 //! The host's side of a TAP: up, MTU, membership in a bridge.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
@@ -16,8 +18,17 @@ pub enum NetdevError {
     /// There is no such interface.
     #[error("there is no interface {0}")]
     Missing(String),
+    /// It is a port of a bridge or bond already.
+    #[error(
+        "{0} is a port of another bridge or bond; take it out (ip link set {0} nomaster), or leave \
+         --bridge out"
+    )]
+    Taken(String),
+    /// It is another kind of interface.
+    #[error("{0} is no bridge; make one (ip link add NAME type bridge), or give another name")]
+    NoBridge(String),
     /// The kernel refuses the change.
-    #[error("cannot {action} {interface}: {cause}")]
+    #[error("cannot {action} {interface}: {cause}{}", hint(.cause))]
     Refused {
         /// What was to be done.
         action: &'static str,
@@ -49,7 +60,7 @@ impl Netdev {
         if_nametoindex(name).is_ok()
     }
 
-    /// Sets an interface up.
+    /// Sets an interface up; one that is up needs no privilege.
     ///
     /// # Errors
     /// [`NetdevError`] when the kernel refuses.
@@ -65,11 +76,14 @@ impl Netdev {
         sys::interface_mtu(self.socket.as_fd(), name).map_err(refused("read the MTU of", name))
     }
 
-    /// Sets an interface's MTU.
+    /// Sets an interface's MTU; one that has it needs no privilege.
     ///
     /// # Errors
     /// [`NetdevError`] when the kernel refuses.
     pub fn set_mtu(&self, name: &str, mtu: u16) -> Result<(), NetdevError> {
+        if self.mtu(name)? == u32::from(mtu) {
+            return Ok(());
+        }
         sys::set_interface_mtu(self.socket.as_fd(), name, mtu)
             .map_err(refused("set the MTU of", name))
     }
@@ -83,17 +97,39 @@ impl Netdev {
         if !Self::exists(bridge) {
             return Err(NetdevError::Missing(bridge.to_owned()));
         }
-        match sys::bridge_add(self.socket.as_fd(), bridge, index) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && is_port(name, bridge) => {
-                Ok(())
-            }
-            result => result.map_err(refused("add to a bridge the interface", name)),
+        let Err(cause) = sys::bridge_add(self.socket.as_fd(), bridge, index) else {
+            return Ok(());
+        };
+        match cause.raw_os_error() {
+            // Before what it says: without privilege the kernel says that first.
+            _ if is_port(name, bridge) => Ok(()),
+            Some(libc::EBUSY) => Err(NetdevError::Taken(name.to_owned())),
+            Some(libc::EOPNOTSUPP) => Err(NetdevError::NoBridge(bridge.to_owned())),
+            _ => Err(refused("add to a bridge the interface", name)(cause)),
         }
     }
 }
 
+/// Queues of an interface that are in use; `None`: sysfs shows another network namespace, or nothing.
+pub(super) fn queues_in_use(name: &str) -> Option<usize> {
+    let folder = Path::new("/sys/class/net").join(name);
+    let shown: u32 = fs::read_to_string(folder.join("ifindex")).ok()?.trim().parse().ok()?;
+    if if_nametoindex(name) != Ok(shown) {
+        return None;
+    }
+    let queues = fs::read_dir(folder.join("queues")).ok()?.flatten();
+    Some(queues.filter(|queue| queue.file_name().as_encoded_bytes().starts_with(b"rx-")).count())
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => "; that needs CAP_NET_ADMIN, or to be done before",
+        _ => "",
+    }
+}
+
 fn is_port(name: &str, bridge: &str) -> bool {
-    std::path::Path::new(&format!("/sys/class/net/{bridge}/brif/{name}")).exists()
+    Path::new(&format!("/sys/class/net/{bridge}/brif/{name}")).exists()
 }
 
 /// Makes reads and writes return instead of waiting.

@@ -90,10 +90,12 @@ impl WorkerHandle {
         port: Box<dyn Port>,
         page: &StatsPage,
         tuning: &Tuning,
+        port_gone: &Arc<EventFd>,
     ) -> io::Result<Self> {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let (orders, inbox) = channel();
-        let worker = Worker::new(pair, port, page, tuning, inbox, Arc::clone(&wake))?;
+        let events = [&wake, port_gone].map(Arc::clone);
+        let worker = Worker::new(pair, port, page, tuning, inbox, events)?;
         let cpu = tuning.cpu(pair);
         let (report, pinned) = sync_channel(1);
         let run = move || {

@@ -22,7 +22,7 @@ use super::backend::Backend;
 use super::gate::{Connection, End};
 use super::order::WorkerHandle;
 use super::port::Port;
-use super::stats::StatsPage;
+use super::stats::{StatsPage, hint};
 use crate::logic::features::{self, Offloads};
 use crate::logic::tuning::Tuning;
 
@@ -43,7 +43,7 @@ pub enum SocketError {
     #[error("not a stream socket of the Unix domain; pass one that listens or is connected")]
     Kind,
     /// The system refuses.
-    #[error("socket {path}: {cause}")]
+    #[error("socket {path}: {cause}{}", hint(.cause))]
     System {
         /// Path of the socket.
         path: PathBuf,
@@ -132,8 +132,7 @@ impl Stopper {
     /// # Errors
     /// The system has no descriptor left.
     pub fn new() -> io::Result<Self> {
-        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
-        Ok(Self(Arc::new(EventFd::from_flags(flags)?)))
+        Ok(Self(Arc::new(event()?)))
     }
 
     /// Ends serving, for good.
@@ -165,6 +164,8 @@ pub struct Device {
     backend: Arc<Mutex<Backend>>,
     stats: StatsPage,
     observer: Box<dyn FnMut(bool) + Send>,
+    /// Readable once a port has gone for good.
+    port_gone: Arc<EventFd>,
 }
 
 impl Device {
@@ -176,11 +177,13 @@ impl Device {
         let DeviceParts { stats, tuning, .. } = parts;
         let mask = parts.features | features::BACKEND_ONLY;
         let offered = features::offered(parts.ports.len(), parts.offloads) & mask;
-        let spawn = |(pair, port)| WorkerHandle::spawn(pair, port, &stats, &tuning);
+        let port_gone = Arc::new(event()?);
+        let spawn = |(pair, port)| WorkerHandle::spawn(pair, port, &stats, &tuning, &port_gone);
         let workers: Arc<[WorkerHandle]> =
             parts.ports.into_iter().enumerate().map(spawn).collect::<io::Result<_>>()?;
         let backend = Backend::new(workers, offered, parts.set_mtu)?;
-        Ok(Self { backend: Arc::new(Mutex::new(backend)), stats, observer: Box::new(drop) })
+        let backend = Arc::new(Mutex::new(backend));
+        Ok(Self { backend, stats, observer: Box::new(drop), port_gone })
     }
 
     /// Has `observer` told whenever a front-end has come (true) or gone (false).
@@ -191,7 +194,8 @@ impl Device {
     /// Serves front-ends until stopped, or until the only one has gone.
     ///
     /// # Errors
-    /// The listening socket fails; a front-end's failure ends only its own connection.
+    /// The listening socket fails, or a port is gone for good (a TAP that was deleted); a front-end's
+    /// failure ends only its own connection.
     pub fn serve(&mut self, front_ends: FrontEnds, stopper: &Stopper) -> io::Result<()> {
         let served = match front_ends {
             FrontEnds::Listen(listener, path) => {
@@ -215,12 +219,15 @@ impl Device {
             }
         };
         self.stats.set(Header::Pid, 0);
-        served
+        match self.port_gone.read() {
+            Ok(_) => Err(io::Error::other("the interface that frames go to was deleted")),
+            Err(_) => served,
+        }
     }
 
     fn serve_listener(&mut self, listener: &UnixListener, stopper: &Stopper) -> io::Result<()> {
         loop {
-            if wait(stopper, Some(listener.as_fd()), PollTimeout::NONE) {
+            if self.wait(stopper, Some(listener.as_fd()), PollTimeout::NONE) {
                 return Ok(());
             }
             match listener.accept() {
@@ -233,7 +240,7 @@ impl Device {
                 // Front-ends that are served already do not suffer for one that cannot be.
                 Err(error) if is_shortage(&error) => {
                     warn!(%error, "a front-end has to wait");
-                    if wait(stopper, None, pause()) {
+                    if self.wait(stopper, None, pause()) {
                         return Ok(());
                     }
                 }
@@ -258,7 +265,7 @@ impl Device {
                     info!(%error, "no front-end at {} yet; still trying", path.display());
                 }
             }
-            if wait(stopper, None, pause()) {
+            if self.wait(stopper, None, pause()) {
                 return;
             }
         }
@@ -266,12 +273,16 @@ impl Device {
 
     /// Serves one front-end to its end.
     fn serve_one(&mut self, stream: UnixStream, stopper: &Stopper) -> End {
+        if self.stats.was_cut() {
+            warn!("the stats page was cut: nobody sees the counters until the next start");
+        }
         self.stats.increment(Header::Connections);
         self.stats.set(Header::Connected, 1);
         (self.observer)(true);
         info!("front-end connected");
         let backend = Arc::clone(&self.backend);
-        let end = match Connection::new(stream, backend, stopper.0.as_fd()) {
+        let stops = [stopper.0.as_fd(), self.port_gone.as_fd()];
+        let end = match Connection::new(stream, backend, stops) {
             Ok(connection) => connection.serve(),
             Err(error) => End::Socket(error),
         };
@@ -285,15 +296,24 @@ impl Device {
         }
         end
     }
+
+    /// Waits for a socket, a stop, a port's end or a timeout. True: nothing more is to be served.
+    fn wait(
+        &self,
+        stopper: &Stopper,
+        socket: Option<BorrowedFd<'_>>,
+        timeout: PollTimeout,
+    ) -> bool {
+        let watch = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut fds = vec![watch(stopper.0.as_fd()), watch(self.port_gone.as_fd())];
+        fds.extend(socket.map(watch));
+        let _ = poll(&mut fds, timeout);
+        fds.iter().take(2).any(|fd| fd.any() == Some(true))
+    }
 }
 
-/// Waits for a socket, a stop or a timeout. True: stop.
-fn wait(stopper: &Stopper, socket: Option<BorrowedFd<'_>>, timeout: PollTimeout) -> bool {
-    let stop = PollFd::new(stopper.0.as_fd(), PollFlags::POLLIN);
-    let mut fds = vec![stop];
-    fds.extend(socket.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-    let _ = poll(&mut fds, timeout);
-    fds.first().and_then(PollFd::any) == Some(true)
+fn event() -> io::Result<EventFd> {
+    Ok(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?)
 }
 
 /// Connects without waiting for a place in the listener's queue, which nobody may ever empty.

@@ -1,7 +1,8 @@
 //! The stats page: made or taken up, locked, and written by each queue pair's own thread.
 //!
-//! The layout is `flexvf_protocol::stats_page`'s. Whoever shortens the file while it is mapped
-//! here ends this process with SIGBUS, so only its owner may write to it.
+//! The layout is `flexvf_protocol::stats_page`'s. Should somebody shorten the file while it is mapped
+//! here, a program that has called [`survive_cut_memory`](crate::survive_cut_memory) counts on in
+//! memory of its own, and says so; another one ends with SIGBUS.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -19,13 +20,14 @@ use nix::fcntl::{Flock, FlockArg, posix_fallocate};
 use nix::libc;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
+use super::sys::{Cut, Watched};
 use crate::logic::counters::RingCounters;
 
 /// Why there is no stats page.
 #[derive(Debug, thiserror::Error)]
 pub enum StatsError {
     /// The file cannot be made, read or mapped.
-    #[error("stats page {path}: {cause}")]
+    #[error("stats page {path}: {cause}{}", hint(.cause))]
     File {
         /// Path of the file.
         path: PathBuf,
@@ -43,10 +45,25 @@ pub enum StatsError {
     QueuePairs(usize),
 }
 
+/// What may be wrong with the path of a file that is to be made.
+pub(super) fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "; is its folder there?",
+        _ => "",
+    }
+}
+
+/// A mapping, taken from the table of watched ones before it goes.
+#[derive(Debug)]
+struct Mapped {
+    watched: Option<(Watched, Arc<Cut>)>,
+    region: MmapRegion<()>,
+}
+
 /// The page of one device. Clones share it.
 #[derive(Debug, Clone)]
 pub struct StatsPage {
-    map: Arc<MmapRegion<()>>,
+    map: Arc<Mapped>,
     /// Held for as long as the page is written.
     _lock: Option<Arc<Flock<File>>>,
 }
@@ -62,7 +79,7 @@ impl StatsPage {
             path: PathBuf::from("(memory)"),
             cause: io::Error::other(error),
         })?;
-        let page = Self { map: Arc::new(map), _lock: None };
+        let page = Self { map: Arc::new(Mapped { watched: None, region: map }), _lock: None };
         page.initialise(queue_pairs, 0);
         page.set(Header::Pid, u64::from(std::process::id()));
         Ok(page)
@@ -86,6 +103,9 @@ impl StatsPage {
             .custom_flags(libc::O_NOFOLLOW)
             .open(path)
             .map_err(failed)?;
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(StatsError::Foreign(path.to_owned()));
+        }
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
             .map_err(|_| StatsError::InUse(path.to_owned()))?;
         let old = read_page(&lock).map_err(failed)?;
@@ -105,7 +125,10 @@ impl StatsPage {
         let mapped = lock.try_clone().map_err(failed)?;
         let map = MmapRegion::from_file(FileOffset::new(mapped, 0), bytes)
             .map_err(|error| failed(io::Error::other(error)))?;
-        let page = Self { map: Arc::new(map), _lock: Some(Arc::new(lock)) };
+        let cut = Arc::new(Cut::new().map_err(failed)?);
+        let watched = Some((Watched::new(map.as_ptr(), map.size(), &cut), cut));
+        let map = Arc::new(Mapped { watched, region: map });
+        let page = Self { map, _lock: Some(Arc::new(lock)) };
         if !keep {
             let before = old.map_or(0, |page| page.header(Header::Generation));
             page.initialise(queue_pairs, before);
@@ -134,6 +157,11 @@ impl StatsPage {
         self.set(word, self.load(word.offset()).wrapping_add(1));
     }
 
+    /// The file was cut since the last question: the counters go on in memory that nobody else sees.
+    pub fn was_cut(&self) -> bool {
+        self.map.watched.as_ref().is_some_and(|(_, cut)| cut.take())
+    }
+
     /// One ring's place in the page, and the counters that it goes on from.
     pub fn ring(&self, queue_pair: usize, direction: Direction) -> (RingBlock, RingCounters) {
         let mut words = [0; Counter::ALL.len()];
@@ -146,11 +174,12 @@ impl StatsPage {
 
     fn store(&self, offset: usize, value: u64, order: Ordering) {
         // It fails for an offset outside the page only; all offsets come from the layout.
-        let _ = self.map.as_volatile_slice().store(value.to_le(), offset, order);
+        let _ = self.map.region.as_volatile_slice().store(value.to_le(), offset, order);
     }
 
     fn load(&self, offset: usize) -> u64 {
-        let word: Result<u64, _> = self.map.as_volatile_slice().load(offset, Ordering::Relaxed);
+        let word: Result<u64, _> =
+            self.map.region.as_volatile_slice().load(offset, Ordering::Relaxed);
         word.map_or(0, u64::from_le)
     }
 }
@@ -158,10 +187,13 @@ impl StatsPage {
 /// A file with nothing in it, a page that was never finished (zeroes stand in for the magic until then),
 /// or one that was cut.
 fn may_be_replaced(file: &File) -> io::Result<bool> {
-    let mut word = [0; size_of_val(&MAGIC)];
-    let filled = file.read_at(&mut word, 0)?;
-    let empty = word.get(..filled).unwrap_or_default().iter().all(|byte| *byte == 0);
-    Ok(empty || word == MAGIC.to_le_bytes())
+    let mut bytes = vec![0; MAX_PAGE_BYTES + 1];
+    let filled = file.read_at(&mut bytes, 0)?;
+    let content = bytes.get(..filled).unwrap_or_default();
+    let is_ours = content.starts_with(&MAGIC.to_le_bytes());
+    // One that was begun and never finished.
+    let is_blank = content.iter().all(|byte| *byte == 0);
+    Ok(filled <= MAX_PAGE_BYTES && (is_ours || is_blank))
 }
 
 /// One ring's block, written by the ring's thread only.
@@ -268,7 +300,10 @@ mod tests {
         let path = folder.path().join("nic.stats");
         let mut newer = MAGIC.to_le_bytes().to_vec();
         newer.resize(HEADER_BYTES, 0xff);
-        for content in [&b"precious data"[..], b"a", &newer] {
+        // As disk images and archives begin, and what is too long for a page.
+        let zeroes_first = [&[0; 512][..], b"precious data"].concat();
+        let long = vec![0; MAX_PAGE_BYTES + 1];
+        for content in [&b"precious data"[..], b"a", &newer, &zeroes_first, &long] {
             std::fs::write(&path, content).unwrap();
             assert!(matches!(StatsPage::open(&path, 1), Err(StatsError::Foreign(_))));
             assert_eq!(std::fs::read(&path).unwrap(), content);

@@ -54,6 +54,8 @@ pub(super) struct Worker {
     pair: Pair,
     epoll: Epoll,
     wake: Arc<EventFd>,
+    /// To be told that the port is gone for good.
+    port_gone: Arc<EventFd>,
     inbox: Receiver<(Order, SyncSender<u16>)>,
     memory: Option<Arc<GuestMemory>>,
     log: Option<Arc<SharedLog>>,
@@ -69,7 +71,7 @@ impl Worker {
         page: &StatsPage,
         tuning: &Tuning,
         inbox: Receiver<(Order, SyncSender<u16>)>,
-        wake: Arc<EventFd>,
+        [wake, port_gone]: [Arc<EventFd>; 2],
     ) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(wake.as_fd(), edge(WAKE))?;
@@ -88,6 +90,7 @@ impl Worker {
             pair,
             epoll,
             wake,
+            port_gone,
             inbox,
             memory: None,
             log: None,
@@ -173,7 +176,9 @@ impl Worker {
     fn stop(&mut self, direction: Direction) -> u16 {
         let next_available = self.lane(direction).stop();
         if direction == Direction::Rx {
-            self.pair.rx_state.reset();
+            let lost = self.pair.rx_state.reset();
+            self.pair.rx.counters.add(Counter::DropNoBuffer, lost as u64);
+            self.pair.rx.publish();
         }
         self.take_part();
         next_available
@@ -250,10 +255,10 @@ impl Worker {
         self.sleep(session)
     }
 
-    /// Waits for events, so long at the most. True: there were none.
-    fn is_quiet_for(&self, longest: Duration) -> bool {
+    /// Waits for events, so long at the most. True: there are some.
+    fn is_ready_within(&self, longest: Duration) -> bool {
         let mut fds = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
-        ppoll(&mut fds, Some(TimeSpec::from_duration(longest)), None) == Ok(0)
+        ppoll(&mut fds, Some(TimeSpec::from_duration(longest)), None).is_ok_and(|ready| ready > 0)
     }
 
     /// Busy-polls for as long as that has lately been worth it. True: there is something.
@@ -282,10 +287,16 @@ impl Worker {
 
     fn sleep(&mut self, session: &mut Session<'_>) -> bool {
         let began = Instant::now();
-        if session.owes_sender() && self.is_quiet_for(LONGEST_OWED) {
-            session.interrupt_sender(&mut self.pair);
-        }
-        let order = self.events(session, EpollTimeout::NONE);
+        let timeout = match session.owes_sender() {
+            // Whatever it was that came: what is owed must not wait for the next thing.
+            true if self.is_ready_within(LONGEST_OWED) => EpollTimeout::ZERO,
+            true => {
+                session.interrupt_sender(&mut self.pair);
+                EpollTimeout::NONE
+            }
+            false => EpollTimeout::NONE,
+        };
+        let order = self.events(session, timeout);
         self.poll.slept(began.elapsed());
         order
     }
@@ -306,6 +317,10 @@ impl Worker {
                 TX_KICK => {
                     self.pair.tx.counters.add(Counter::Kicks, 1);
                     session.tx_pending = true;
+                }
+                _ if event.events().contains(EpollFlags::EPOLLERR) => {
+                    // It never comes back; whoever serves the device is to end with an error.
+                    let _ = self.port_gone.write(1);
                 }
                 _ => session.rx_pending = true,
             }

@@ -130,6 +130,11 @@ impl Backend {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
+    /// Waits until it has ended by itself.
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+
     /// Asks it to end; true if it ended well.
     pub(crate) fn end(mut self) -> bool {
         interrupt(&self.child, Signal::SIGTERM);

@@ -36,6 +36,10 @@ pub(super) fn render(status: &Value) -> String {
     );
     for pool in rows(status, "pools") {
         let _ = writeln!(out, "\npool {} ({})", text(pool, "name"), text(pool, "kind"));
+        let pfs: Vec<_> = rows(pool, "pfs").map(pf_row).collect();
+        if !pfs.is_empty() {
+            table(&mut out, ["PF", "DRIVER", "LINK", "FILTERS"], pfs);
+        }
         let vfs = rows(pool, "vfs").map(|vf| {
             [
                 or_dash(vf, "vf"),
@@ -56,7 +60,27 @@ pub(super) fn render(status: &Value) -> String {
     out
 }
 
-fn table<const N: usize>(out: &mut String, head: [&str; N], rows: Vec<[String; N]>) {
+/// Filters as `3 of 24`, where it is known how many there are.
+fn pf_row(pf: &Value) -> [String; 4] {
+    let is = |key| pf.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let link = match (is("up"), is("carrier")) {
+        (false, _) => "down",
+        (true, false) => "none",
+        (true, true) => "up",
+    };
+    let used = number(pf, "filters");
+    let filters = match pf.get("max_filters").and_then(Value::as_u64) {
+        Some(most) => format!("{used} of {most}"),
+        None => used.to_string(),
+    };
+    [text(pf, "pf").to_owned(), or_dash(pf, "driver"), link.to_owned(), filters]
+}
+
+pub(in crate::cli) fn table<const N: usize>(
+    out: &mut String,
+    head: [&str; N],
+    rows: Vec<[String; N]>,
+) {
     let head = head.map(str::to_owned);
     let mut widths = [0; N];
     for row in std::iter::once(&head).chain(&rows) {
@@ -109,7 +133,10 @@ mod tests {
                 {"vm": "db", "path": "pv", "vf": null, "rate_pps": null, "pv_pps": null, "vf_pps": null,
                  "trust": "host", "agent": "none", "turns": 0, "reason": "agent not heard yet"}
             ],
-            "pools": [{"name": "default", "kind": "sriov", "vfs": [
+            "pools": [{"name": "default", "kind": "sriov", "pfs": [
+                {"pf": "eth0", "driver": "igb", "up": true, "carrier": true, "vfs": 1, "filters": 1, "max_filters": 24},
+                {"pf": "eth1", "driver": null, "up": true, "carrier": false, "vfs": 0, "filters": 0, "max_filters": null}],
+              "vfs": [
                 {"vf": "0000:01:10.0", "state": "held", "vm": "web", "reason": null}]}],
             "problems": [{"subject": "a.toml", "text": "a.toml:3: unknown key `ports_`; remove it"}]
         });
@@ -121,6 +148,9 @@ web  vf    0000:01:10.0  812  1   811     guest       flexvf  3      rank 1 of 2
 db   pv    -             -    -   -       host        none    0      agent not heard yet
 
 pool default (sriov)
+PF    DRIVER  LINK  FILTERS
+eth0  igb     up    1 of 24
+eth1  -       none  0
 VF            STATE  VM   WHY
 0000:01:10.0  held   web  -
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::{NodeOwner, PoolKind};
 
 const POOL: &str = "[[pool]]\nkind = \"emulated\"\ntaps = [\"vf0\"]\n";
 
@@ -68,13 +69,20 @@ fn every_key_is_taken() {
         [[pool]]
         name = "default"
         kind = "sriov"
-        pf = "eth0"
-        vfs = ["0000:01:10.0", "0000:01:10.2"]
+        pf = ["eth0", "eth1"]
+        vfs = ["0000:01:10.0-0000:01:10.2", "0000:02:10.0"]
         mac_order = "own-mac-follow"
         vlan = 7
+        qos = 3
         spoof_check = false
         trust = true
+        link_state = "auto"
+        min_tx_rate_mbps = 10
         max_tx_rate_mbps = 1000
+        required = ["vlan"]
+        vfio = "iommufd"
+        vfio_owner = "107:36"
+        max_pf_filters = 24
         [[pool]]
         name = "rest"
         kind = "sriov"
@@ -104,9 +112,15 @@ fn every_key_is_taken() {
     let PoolKind::Sriov(pool) = &config.pools[0].kind else {
         panic!("{:?}", config.pools[0]);
     };
-    assert_eq!(pool.vfs.as_ref().map(Vec::len), Some(2));
-    assert_eq!((pool.vlan, pool.spoof_check, pool.trust), (7, Some(false), true));
-    assert_eq!(pool.max_tx_rate_mbps, Some(1000));
+    assert_eq!((pool.pfs.len(), pool.vfio_owner), (2, NodeOwner::Ids(107, 36)));
+    let in_pool = |vf: &str| {
+        let vf = vf.parse().unwrap();
+        pool.vfs.iter().flatten().any(|range| range.contains(vf))
+    };
+    assert!(in_pool("0000:01:10.0") && in_pool("0000:01:10.1") && in_pool("0000:02:10.0"));
+    assert!(!in_pool("0000:01:10.3") && !in_pool("0000:02:10.1"));
+    assert_eq!((pool.settings.vlan, pool.settings.spoof_check), (Some(7), Some(false)));
+    assert_eq!((pool.settings.wishes().len(), pool.max_pf_filters), (5, Some(24)));
 }
 
 #[test]
@@ -166,6 +180,26 @@ fn each_error_is_one_line_with_file_line_and_remedy() {
             "flexvf.toml:8: \"01:10.0\" is not a PCI address; write domain:bus:device.function such as 0000:01:10.0",
         ),
         (
+            second(
+                "name = \"b\"\nkind = \"sriov\"\npf = \"eth0\"\nvfs = [\"0000:01:10.2-0000:01:10.0\"]\n",
+            ),
+            "flexvf.toml:8: 0000:01:10.2-0000:01:10.0 is a range that ends before it begins; write FIRST-LAST",
+        ),
+        (
+            second(
+                "name = \"b\"\nkind = \"sriov\"\npf = \"eth0\"\nvfs = [\"0000:01:10.0-0000:01:10.2\", \"0000:01:10.1\"]\n",
+            ),
+            "flexvf.toml:8: VF 0000:01:10.1 is listed already, in pool \"b\"; list it once",
+        ),
+        (
+            second("name = \"b\"\nkind = \"sriov\"\npf = []\n"),
+            "flexvf.toml:6: a pool of VFs without their PF; add pf = \"INTERFACE\", the PF's as `ip link` shows it",
+        ),
+        (
+            second("name = \"b\"\nkind = \"sriov\"\npf = \"eth0\"\nvfio_owner = \"kvm\"\n"),
+            "flexvf.toml:8: \"kvm\" is no owner of a node; give \"qemu\", \"keep\", or \"UID:GID\" in numbers",
+        ),
+        (
             second("name = \"b\"\nkind = \"sriov\"\npf = \"eth0\"\nvlan = 4095\n"),
             "flexvf.toml:8: VLAN 4095; give 1 to 4094, or 0 for none",
         ),
@@ -199,6 +233,13 @@ fn an_unknown_key_is_refused_by_its_line_in_every_table() {
         let error = load_text(&text).unwrap_err();
         assert!(error.starts_with(&format!("flexvf.toml:{line}: unknown field")), "{error}");
     }
+}
+
+#[test]
+fn the_example_in_the_documentation_is_in_order() {
+    let config = load_text(include_str!("../../../docs/flexvf.toml")).unwrap();
+    let names: Vec<_> = config.pools.iter().map(|pool| pool.name.as_str()).collect();
+    assert_eq!(names, ["default", "tenants"]);
 }
 
 #[test]

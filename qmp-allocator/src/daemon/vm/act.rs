@@ -6,10 +6,10 @@ use flexvf_protocol::agent::Path;
 use tracing::debug;
 
 use super::{VmTask, guest};
-use crate::io::qmp::QmpError;
+use crate::daemon::process::Process;
 use crate::logic::switch::{Action, Report, Target};
 use crate::logic::vf::VfId;
-use crate::vmm::{Hypervisor, Plug, QmpVmm, Unplug, VmmError};
+use crate::vmm::{Hypervisor, Plug, QmpVmm, VmmError, carry_out};
 
 impl VmTask {
     /// Always answers: whatever hangs has a deadline of its own.
@@ -31,17 +31,16 @@ impl VmTask {
                 self.tenure += 1;
                 self.holds = Some(vf.clone());
                 self.guest.begin_switch();
-                host.prepare(&config, vf)
+                host.prepare(&config, vf, self.qemu.map(Process::pid))
                     .await
                     .map_or_else(|error| Report::Unknown(error.to_string()), |()| Report::Ok)
             }
             Action::Plug => match (vmm, host.backend(&config, vf)) {
                 (Some(vmm), Ok(backend)) => {
-                    let report = plugged(
-                        vmm.plug(&Plug { device_id: backend.device_id(), port, backend }).await,
-                    );
+                    let plug = Plug { device_id: backend.device_id(), port, backend };
+                    let report = carry_out(vmm, action, &plug).await;
                     self.sample().await;
-                    report
+                    report.unwrap_or(Report::Ok)
                 }
                 (None, _) => Report::Refused(NO_QEMU.into()),
                 (_, Err(error)) => Report::Refused(error.to_string()),
@@ -59,28 +58,15 @@ impl VmTask {
                 guest::vf_report(self.guest.leave(&config, vf_mac, deadline).await)
             }
             Action::Forward(target) => refused(host.forward(&config, Some(vf), target).await),
-            Action::Unplug | Action::Look => self.unplug_or_look(vmm, vf, action).await,
+            Action::Unplug | Action::Look => match (vmm, host.backend(&config, vf)) {
+                (Some(vmm), Ok(backend)) => {
+                    let plug = Plug { device_id: backend.device_id(), port, backend };
+                    carry_out(vmm, action, &plug).await.unwrap_or(Report::Ok)
+                }
+                (None, _) => Report::Unknown(NO_QEMU.into()),
+                (_, Err(error)) => Report::Unknown(error.to_string()),
+            },
             Action::Sanitise => self.sanitise(vmm, vf).await,
-        }
-    }
-
-    async fn unplug_or_look(&self, vmm: Option<&QmpVmm>, vf: &VfId, action: Action) -> Report {
-        let Some(vmm) = vmm else {
-            return Report::Unknown(NO_QEMU.into());
-        };
-        let Some(id) = self.device_id(vf) else {
-            return Report::Unknown("its pool is gone".into());
-        };
-        if action == Action::Unplug {
-            return match vmm.unplug(&id).await {
-                Ok(Unplug::Asked | Unplug::Pending) => Report::Ok,
-                Ok(Unplug::Gone) => Report::DevicePresent(false),
-                Err(error) => Report::Unknown(error.to_string()),
-            };
-        }
-        match vmm.observe(&[]).await {
-            Ok(seen) => Report::DevicePresent(seen.devices.iter().any(|device| device.id == id)),
-            Err(error) => Report::Unknown(error.to_string()),
         }
     }
 
@@ -113,15 +99,4 @@ const NO_QEMU: &str = "QEMU is not connected";
 
 fn refused<E: std::fmt::Display>(result: Result<(), E>) -> Report {
     result.map_or_else(|error| Report::Refused(error.to_string()), |()| Report::Ok)
-}
-
-/// A plug that QEMU did not answer may have happened.
-fn plugged(result: Result<(), VmmError>) -> Report {
-    match result {
-        Ok(()) => Report::Ok,
-        Err(VmmError::Qmp(
-            error @ (QmpError::Timeout { .. } | QmpError::Closed | QmpError::Protocol(_)),
-        )) => Report::Unknown(error.to_string()),
-        Err(error) => Report::Refused(error.to_string()),
-    }
 }

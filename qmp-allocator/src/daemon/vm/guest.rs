@@ -72,6 +72,21 @@ impl Guest {
         }
     }
 
+    /// Whether a guest that could switch still can.
+    pub(super) async fn check(&mut self, vm: &VmConfig) -> AgentView {
+        let deadline = self.deadline;
+        let status = match self.connected(vm).await {
+            Ok(agent) => agent.status(deadline).await,
+            Err(error) => Err(error),
+        };
+        let view = match self.heed(status) {
+            Ok(status) => bond_of(&status, vm.mac),
+            Err(error) => AgentView::Silent(error.to_string()),
+        };
+        self.ready = matches!(view, AgentView::Ready { .. });
+        view
+    }
+
     pub(super) async fn join(
         &mut self,
         vm: &VmConfig,

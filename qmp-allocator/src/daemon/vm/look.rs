@@ -1,15 +1,15 @@
 //! What one VM's task sees: devices in QEMU, the guest's agent, counters.
 
-use std::path::Path;
-
 use flexvf_protocol::stats_page::{Counter, Direction, Header};
 use tracing::{debug, info, warn};
 
 use super::VmTask;
 use super::act::TO_PV;
 use crate::daemon::clock::now;
-use crate::io::stats;
+use crate::daemon::process::Process;
+use crate::io::proc;
 use crate::logic::engine::{Event, Held};
+use crate::logic::memlock;
 use crate::logic::rate::{Count, Sample, Trust};
 use crate::logic::vf::VfId;
 use crate::vmm::{Hypervisor, PluggedKind, Port, PortState, QmpVmm, VmmError};
@@ -17,6 +17,7 @@ use crate::vmm::{Hypervisor, PluggedKind, Port, PortState, QmpVmm, VmmError};
 impl VmTask {
     /// Tells the engine what QEMU has.
     pub(super) async fn observe(&mut self, vmm: &QmpVmm) {
+        self.look_at_process(vmm).await;
         let seen = match vmm.observe(&self.config.ports).await {
             Ok(seen) => seen,
             Err(error) => {
@@ -52,6 +53,33 @@ impl VmTask {
         self.send(Event::Observed { vm: self.name.clone(), held, free_port }).await;
     }
 
+    /// Where QEMU runs, and whether it may lock its guest's memory. Before any plug: afterwards QEMU would say no more than that it cannot allocate memory. A QEMU
+    /// whose limit is not known, or that does not say how much memory its guest has, is let through.
+    async fn look_at_process(&mut self, vmm: &QmpVmm) {
+        let mut obstacle = None;
+        if self.holds.is_none()
+            && self.shared.host.pins_memory(&self.config)
+            && let Some(pid) = self.qemu.map(Process::pid)
+            && let Some(limits) = proc::lock_limits(pid).filter(|limits| limits.most.is_some())
+            && let Ok(guest_bytes) = vmm.memory_bytes().await
+        {
+            obstacle = memlock::obstacle(pid, limits, guest_bytes);
+        }
+        let of_process = || proc::numa_node(self.qemu.map(Process::pid)?);
+        let node = self.config.numa_node.or_else(of_process);
+        if node != self.node {
+            self.node = node;
+            self.send(Event::VmNode { vm: self.name.clone(), node }).await;
+        }
+        if obstacle != self.obstacle {
+            if let Some(obstacle) = &obstacle {
+                warn!("{obstacle}");
+            }
+            self.obstacle.clone_from(&obstacle);
+            self.send(Event::Obstacle { vm: self.name.clone(), obstacle }).await;
+        }
+    }
+
     /// Says each set of complaints once, not at every look.
     fn complain(&mut self, complaints: Vec<String>) {
         let now = complaints.join("\n");
@@ -65,11 +93,9 @@ impl VmTask {
 
     /// Back-ends of devices that went while nobody looked would hold their TAPs for ever.
     pub(super) async fn clear_remains(&self, vmm: &QmpVmm) {
-        for id in self.shared.host.tap_devices(&self.config) {
-            // A device that is there is refused; one that never was is none.
-            if let Err(error) = vmm.forget(&id).await {
-                debug!(%error, "back-end kept");
-            }
+        let ids = self.shared.host.tap_devices(&self.config);
+        if let Err(error) = vmm.forget_all(&ids).await {
+            debug!(%error, "back-ends kept");
         }
     }
 
@@ -78,15 +104,25 @@ impl VmTask {
         self.send(Event::Agent { vm: self.name.clone(), view }).await;
     }
 
+    /// An agent that has gone silent, or lost its bond, without a word from QEMU.
+    pub(super) async fn check_guest(&mut self) {
+        if self.guest.is_ready() {
+            let view = self.guest.check(&self.config).await;
+            self.send(Event::Agent { vm: self.name.clone(), view }).await;
+        }
+    }
+
     pub(super) async fn sample(&mut self) {
-        let pv = self.config.stats.as_deref().and_then(count_pv);
+        let pv = self.count_pv();
+        let was_ready = self.guest.is_ready();
         let vf = match &self.holds {
             Some(vf) => self.shared.host.count(&self.config, vf, self.tenure).await,
             None => None,
         };
-        let was_ready = self.guest.is_ready();
+        // A guest is not troubled for what is known: without a VF its VF path carries nothing.
+        let asked = was_ready && (self.holds.is_some() || self.config.stats.is_none());
         let vf = match vf {
-            None if was_ready => self.guest.count(&self.config).await,
+            None if asked => self.guest.count(&self.config).await,
             host => host,
         };
         self.send(Event::Sampled { vm: self.name.clone(), sample: Sample { at: now(), pv, vf } })
@@ -94,6 +130,14 @@ impl VmTask {
         if was_ready && !self.guest.is_ready() {
             self.look_at_guest().await;
         }
+    }
+
+    fn count_pv(&mut self) -> Option<Count> {
+        let page = self.page.read(self.config.stats.as_deref()?);
+        let page = page.inspect_err(|error| debug!(%error, "no sample of PV")).ok()?;
+        let segments = |direction| page.total(direction, Counter::Segments);
+        let packets = segments(Direction::Rx).wrapping_add(segments(Direction::Tx));
+        Some(Count { epoch: page.header(Header::Generation), packets, trust: Trust::Host })
     }
 }
 
@@ -105,11 +149,4 @@ fn complaint(port: &Port) -> Option<String> {
         }
         PortState::Empty | PortState::Occupied { .. } => None,
     }
-}
-
-fn count_pv(page: &Path) -> Option<Count> {
-    let page = stats::read(page).inspect_err(|error| debug!(%error, "no sample of PV")).ok()?;
-    let segments = |direction| page.total(direction, Counter::Segments);
-    let packets = segments(Direction::Rx).wrapping_add(segments(Direction::Tx));
-    Some(Count { epoch: page.header(Header::Generation), packets, trust: Trust::Host })
 }

@@ -7,9 +7,10 @@ use qapi::Command;
 use qapi::qga::guest_sync_delimited;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
+use crate::io::read_some;
 use crate::io::text::{MAX_MESSAGE_CHARS, sanitized};
 
 /// The command that synchronises.
@@ -18,8 +19,6 @@ pub(super) const SYNC: &str = guest_sync_delimited::NAME;
 /// Read in one call at most: four of the longest lines. An honest agent owes one answer and at most
 /// a few stale ones.
 const MAX_CALL_BYTES: usize = 4 * MAX_AGENT_LINE;
-
-const READ_BYTES: usize = 4096;
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -134,16 +133,8 @@ impl Wire {
                 let limit = MAX_CALL_BYTES / 1024;
                 return Err(Fault::Protocol(format!("{limit} KiB and no answer in them")));
             }
-            let mut buffer = [0; READ_BYTES];
-            let room = READ_BYTES.min(*budget);
-            let read = self.stream.read(buffer.get_mut(..room).unwrap_or(&mut [])).await;
-            match read {
-                Ok(count) if count > 0 => {
-                    *budget -= count.min(*budget);
-                    self.splitter.push(buffer.get(..count).unwrap_or(&[]));
-                }
-                _ => return Err(Fault::Closed),
-            }
+            let count = read_some(&self.stream, &mut self.splitter).await;
+            *budget = budget.saturating_sub(count.map_err(|_| Fault::Closed)?);
         }
     }
 }

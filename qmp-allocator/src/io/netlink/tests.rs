@@ -111,6 +111,33 @@ fn a_bridge_is_pointed_to_one_port_then_another_then_learns_again() {
 }
 
 #[test]
+fn what_an_interface_has_carried_is_counted() {
+    if !in_own_namespace("what_an_interface_has_carried_is_counted") {
+        return;
+    }
+    run(|netlink| async move {
+        let lo = index_of("lo").unwrap();
+        netlink
+            .handle
+            .link()
+            .set(LinkUnspec::new_with_index(lo).up().build())
+            .execute()
+            .await
+            .unwrap();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let before = netlink.counters("lo").await.unwrap();
+        for _ in 0..3 {
+            socket.send_to(&[0; 100], socket.local_addr().unwrap()).unwrap();
+        }
+        let after = netlink.counters("lo").await.unwrap();
+        assert_eq!(after.tx_packets - before.tx_packets, 3);
+        assert_eq!(after.rx_bytes - before.rx_bytes, after.tx_bytes - before.tx_bytes);
+        let error = netlink.counters("nosuch").await.unwrap_err();
+        assert!(matches!(&error, NetlinkError::NoLink(found) if found == "nosuch"), "{error}");
+    });
+}
+
+#[test]
 fn what_is_not_there_is_named() {
     if !in_own_namespace("what_is_not_there_is_named") {
         return;
@@ -123,7 +150,7 @@ fn what_is_not_there_is_named() {
         let links = netlink.handle.link();
         links.add(LinkVeth::new("nic", "wire").build()).execute().await.unwrap();
         assert_eq!(netlink.vfs("nic").await.unwrap(), []);
-        let error = netlink.set_vf("nic", 3, &VfChange::default()).await.unwrap_err();
+        let error = netlink.set_vf("nic", 3, &[]).await.unwrap_err();
         assert_eq!(error.to_string(), "interface nic has no VF 3; see `ip link show nic`");
         // Only a bridge's port can be pointed to.
         let error = netlink.bridge_point("nic", SHARED).await.unwrap_err();

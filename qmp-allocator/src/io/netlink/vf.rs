@@ -1,84 +1,114 @@
-//! A PF's list of VFs in netlink's attributes: read, and the steps from what is to what is wished.
+//! A PF's list of VFs in netlink's attributes: read, and settings written.
 
 use flexvf_protocol::MacAddr;
 use netlink_packet_route::link::{
-    LinkAttribute, LinkMessage, LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate,
-    VfInfoSpoofCheck, VfInfoTrust, VfInfoVlan, VfLinkState, VfStats,
+    LinkAttribute, LinkExtentMask, LinkMessage, LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac,
+    VfInfoRate, VfInfoSpoofCheck, VfInfoTrust, VfInfoVlan, VfLinkState, VfStats,
 };
 
-use super::Counters;
+use super::{Counters, Netlink, NetlinkError};
+use crate::logic::settings::{Setting, VfLink, VfSettings, Wish, steps};
 
-/// A VF's settings in its PF, and its counters. `None` where the driver does not tell; but the
-/// kernel shows spoof check and trust as off for a driver that has neither.
+/// A VF as its PF shows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct VfSettings {
+pub struct Vf {
     /// The VF's number.
     pub index: u32,
-    /// Its admin MAC address; all zeroes when none was set.
-    pub mac: Option<MacAddr>,
-    /// VLAN, 0 for none.
-    pub vlan: Option<u16>,
-    /// 802.1p priority of the VLAN.
-    pub qos: Option<u8>,
-    /// Source address check.
-    pub spoof_check: Option<bool>,
-    /// Whether the guest may change addresses.
-    pub trust: Option<bool>,
-    /// Link state policy.
-    pub link_state: Option<VfLink>,
-    /// Least send rate in Mbit/s, 0 for none.
-    pub min_tx_rate_mbps: Option<u32>,
-    /// Greatest send rate in Mbit/s, 0 for no limit.
-    pub max_tx_rate_mbps: Option<u32>,
+    /// Its settings.
+    pub settings: VfSettings,
     /// Counters, seen from the VF (rx is what the guest receives).
     pub counters: Option<Counters>,
 }
 
-/// A VF's link state policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VfLink {
-    /// As the PF's.
-    Auto,
-    /// Always up.
-    Enable,
-    /// Always down.
-    Disable,
+impl Netlink {
+    /// Settings of every VF of a PF, and counters where the driver has them and the list is short
+    /// enough for the kernel to carry them.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn vfs(&self, pf: &str) -> Result<Vec<Vf>, NetlinkError> {
+        let settings = self.vfs_uncounted(pf).await?;
+        if settings.is_empty() || settings.len() > MAX_VFS_WITH_COUNTERS {
+            return Ok(settings);
+        }
+        let message = self.get_link(pf, vec![LinkExtentMask::Vf]).await?;
+        Ok(parse(message))
+    }
+
+    async fn vfs_uncounted(&self, pf: &str) -> Result<Vec<Vf>, NetlinkError> {
+        let mask = vec![LinkExtentMask::Vf, LinkExtentMask::SkipStats];
+        self.get_link(pf, mask).await.map(parse)
+    }
+
+    /// A VF's settings.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn vf(&self, pf: &str, index: u32) -> Result<VfSettings, NetlinkError> {
+        let vfs = self.vfs_uncounted(pf).await?;
+        let found = vfs.into_iter().find(|vf| vf.index == index);
+        let found = found.ok_or_else(|| NetlinkError::NoVf { pf: pf.to_owned(), index })?;
+        Ok(found.settings)
+    }
+
+    /// Makes a VF's settings and reads them back; what is so already is not set again. Answers with
+    /// what the driver did not take and the VF can do without.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Refused`] and [`NetlinkError::NotKept`] name a setting that is required.
+    pub async fn set_vf(
+        &self,
+        pf: &str,
+        index: u32,
+        wishes: &[Wish],
+    ) -> Result<Vec<(Setting, NetlinkError)>, NetlinkError> {
+        let pf_index = self.link(pf).await?.index;
+        let mut now = self.vf(pf, index).await?;
+        let mut refused: Vec<(Setting, NetlinkError)> = Vec::new();
+        for Wish { setting, required } in steps(wishes, &now) {
+            let what = format!("VF {index} of {pf}: setting {setting}");
+            let mut message = LinkMessage::default();
+            message.header.index = pf_index;
+            message.attributes.push(attribute(index, setting, &now));
+            let request = self.handle.link().set(message).execute();
+            match self.within(&what, request).await {
+                Ok(()) => setting.put_into(&mut now),
+                Err(error @ NetlinkError::Refused { .. }) if !required => {
+                    refused.push((setting, error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let after = self.vf(pf, index).await?;
+        for Wish { setting, required } in steps(wishes, &after) {
+            if refused.iter().any(|(other, _)| *other == setting) {
+                continue;
+            }
+            let found = Setting::of(setting.kind(), &after);
+            let error = NetlinkError::NotKept {
+                what: format!("VF {index} of {pf}: setting {setting}"),
+                found: found.map_or_else(|| "nothing".to_owned(), |found| found.to_string()),
+            };
+            if required {
+                return Err(error);
+            }
+            refused.push((setting, error));
+        }
+        Ok(refused)
+    }
 }
 
-/// Settings to change; what is `None` stays.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct VfChange {
-    /// Admin MAC address.
-    pub mac: Option<MacAddr>,
-    /// VLAN and its priority, 0 for none.
-    pub vlan: Option<(u16, u8)>,
-    /// Source address check.
-    pub spoof_check: Option<bool>,
-    /// Whether the guest may change addresses.
-    pub trust: Option<bool>,
-    /// Link state policy.
-    pub link_state: Option<VfLink>,
-    /// Least and greatest send rate in Mbit/s, 0 for none.
-    pub tx_rate_mbps: Option<(u32, u32)>,
-}
-
-/// One setting to make.
-#[derive(Debug, PartialEq)]
-pub(super) struct Step {
-    /// For people: `trust to true`.
-    pub(super) what: String,
-    /// The value that is there, for people.
-    pub(super) found: String,
-    pub(super) attribute: LinkAttribute,
-}
+/// A list of VFs is one netlink attribute of up to 64 KiB; with counters the kernel fits 222 in it
+/// at best, and drivers that tell more of each VF about half as many.
+const MAX_VFS_WITH_COUNTERS: usize = 100;
 
 /// The VFs in a link message, by index.
-pub(super) fn parse(message: LinkMessage) -> Vec<VfSettings> {
+pub(super) fn parse(message: LinkMessage) -> Vec<Vf> {
     let lists = message.attributes.into_iter().filter_map(|attribute| match attribute {
         LinkAttribute::VfInfoList(list) => Some(list),
         _ => None,
     });
-    let mut vfs: Vec<_> = lists.flatten().map(|vf| settings(&vf)).collect();
+    let mut vfs: Vec<_> = lists.flatten().map(|vf| one(&vf)).collect();
     vfs.sort_by_key(|vf| vf.index);
     // The kernel fills in zeroes for drivers without counters: believe none until one counts.
     if vfs.iter().all(|vf| vf.counters.unwrap_or_default() == Counters::default()) {
@@ -89,24 +119,25 @@ pub(super) fn parse(message: LinkMessage) -> Vec<VfSettings> {
     vfs
 }
 
-fn settings(LinkVfInfo(attributes): &LinkVfInfo) -> VfSettings {
-    let mut vf = VfSettings::default();
+fn one(LinkVfInfo(attributes): &LinkVfInfo) -> Vf {
+    let mut vf = Vf::default();
+    let found = &mut vf.settings;
     for attribute in attributes {
         match attribute {
             VfInfo::Mac(VfInfoMac { vf_id, mac, .. }) => {
                 vf.index = *vf_id;
-                vf.mac = mac.get(..6).and_then(MacAddr::from_slice);
+                found.mac = mac.get(..6).and_then(MacAddr::from_slice);
             }
             VfInfo::Vlan(vlan) => {
-                vf.vlan = u16::try_from(vlan.vlan_id).ok();
-                vf.qos = u8::try_from(vlan.qos).ok();
+                found.vlan = u16::try_from(vlan.vlan_id).ok();
+                found.qos = u8::try_from(vlan.qos).ok();
             }
-            VfInfo::SpoofCheck(check) => vf.spoof_check = Some(check.enabled),
-            VfInfo::Trust(trust) => vf.trust = Some(trust.enabled),
-            VfInfo::LinkState(link) => vf.link_state = VfLink::of(link.state),
+            VfInfo::SpoofCheck(check) => found.spoof_check = Some(check.enabled),
+            VfInfo::Trust(trust) => found.trust = Some(trust.enabled),
+            VfInfo::LinkState(link) => found.link_state = policy(link.state),
             VfInfo::Rate(rate) => {
-                vf.min_tx_rate_mbps = Some(rate.min_tx_rate);
-                vf.max_tx_rate_mbps = Some(rate.max_tx_rate);
+                found.min_tx_rate_mbps = Some(rate.min_tx_rate);
+                found.max_tx_rate_mbps = Some(rate.max_tx_rate);
             }
             VfInfo::Stats(stats) => vf.counters = Some(counters(stats)),
             _ => {}
@@ -131,74 +162,39 @@ fn counters(stats: &[VfStats]) -> Counters {
     counters
 }
 
-/// What is still to be set, trust first: drivers ask it for some of the others.
-pub(super) fn steps(index: u32, change: &VfChange, found: &VfSettings) -> Vec<Step> {
-    let mut steps = Vec::new();
-    if let Some(trust) = change.trust {
-        let info = VfInfo::Trust(VfInfoTrust::new(index, trust));
-        steps.extend(step("trust", &Some(trust), &found.trust, info));
-    }
-    if let Some(mac) = change.mac {
-        let info = VfInfo::Mac(VfInfoMac::new(index, &mac.octets()));
-        steps.extend(step("MAC address", &Some(mac), &found.mac, info));
-    }
-    if let Some((vlan, qos)) = change.vlan {
-        let there = found.vlan.zip(found.qos);
-        let info = VfInfo::Vlan(VfInfoVlan::new(index, vlan.into(), qos.into()));
-        steps.extend(step("VLAN and priority", &Some((vlan, qos)), &there, info));
-    }
-    if let Some(check) = change.spoof_check {
-        let info = VfInfo::SpoofCheck(VfInfoSpoofCheck::new(index, check));
-        steps.extend(step("spoof check", &Some(check), &found.spoof_check, info));
-    }
-    if let Some(state) = change.link_state {
-        let info = VfInfo::LinkState(VfInfoLinkState::new(index, state.into()));
-        steps.extend(step("link state", &Some(state), &found.link_state, info));
-    }
-    if let Some((least, most)) = change.tx_rate_mbps {
-        let there = found.min_tx_rate_mbps.zip(found.max_tx_rate_mbps);
-        let info = VfInfo::Rate(VfInfoRate::new(index, least, most));
-        let wished = Some((least, most));
-        steps.extend(step("send rates (Mbit/s)", &wished, &there, info));
-    }
-    steps
-}
-
-fn step<T: PartialEq + std::fmt::Debug>(
-    name: &str,
-    wished: &Option<T>,
-    found: &Option<T>,
-    info: VfInfo,
-) -> Option<Step> {
-    let shown = |value: &Option<T>| match value {
-        Some(value) => format!("{value:?}"),
-        None => "nothing".to_owned(),
+/// The message that makes a setting. Both rates go in one, so it carries the other as it is.
+pub(super) fn attribute(index: u32, setting: Setting, now: &VfSettings) -> LinkAttribute {
+    let rates = |least: Option<u32>, most: Option<u32>| {
+        VfInfo::Rate(VfInfoRate::new(index, least.unwrap_or(0), most.unwrap_or(0)))
     };
-    (wished != found).then(|| Step {
-        what: format!("{name} to {}", shown(wished)),
-        found: shown(found),
-        attribute: LinkAttribute::VfInfoList(vec![LinkVfInfo(vec![info])]),
-    })
+    let info = match setting {
+        Setting::Trust(on) => VfInfo::Trust(VfInfoTrust::new(index, on)),
+        Setting::Mac(mac) => VfInfo::Mac(VfInfoMac::new(index, &mac.octets())),
+        Setting::Vlan(vlan, qos) => VfInfo::Vlan(VfInfoVlan::new(index, vlan.into(), qos.into())),
+        Setting::SpoofCheck(on) => VfInfo::SpoofCheck(VfInfoSpoofCheck::new(index, on)),
+        Setting::LinkState(state) => {
+            VfInfo::LinkState(VfInfoLinkState::new(index, wire_policy(state)))
+        }
+        Setting::MinTxRate(least) => rates(Some(least), now.max_tx_rate_mbps),
+        Setting::MaxTxRate(most) => rates(now.min_tx_rate_mbps, Some(most)),
+    };
+    LinkAttribute::VfInfoList(vec![LinkVfInfo(vec![info])])
 }
 
-impl VfLink {
-    fn of(state: VfLinkState) -> Option<Self> {
-        match state {
-            VfLinkState::Auto => Some(Self::Auto),
-            VfLinkState::Enable => Some(Self::Enable),
-            VfLinkState::Disable => Some(Self::Disable),
-            _ => None,
-        }
+const fn policy(state: VfLinkState) -> Option<VfLink> {
+    match state {
+        VfLinkState::Auto => Some(VfLink::Auto),
+        VfLinkState::Enable => Some(VfLink::Enable),
+        VfLinkState::Disable => Some(VfLink::Disable),
+        _ => None,
     }
 }
 
-impl From<VfLink> for VfLinkState {
-    fn from(link: VfLink) -> Self {
-        match link {
-            VfLink::Auto => Self::Auto,
-            VfLink::Enable => Self::Enable,
-            VfLink::Disable => Self::Disable,
-        }
+const fn wire_policy(link: VfLink) -> VfLinkState {
+    match link {
+        VfLink::Auto => VfLinkState::Auto,
+        VfLink::Enable => VfLinkState::Enable,
+        VfLink::Disable => VfLinkState::Disable,
     }
 }
 
@@ -231,10 +227,11 @@ mod tests {
     fn settings_are_read_and_sorted_by_index() {
         let vfs = parse(message(vec![vf(1, 5), vf(0, 0)]));
         assert_eq!(vfs.iter().map(|vf| vf.index).collect::<Vec<_>>(), [0, 1]);
-        assert_eq!((vfs[1].vlan, vfs[1].qos), (Some(7), Some(3)));
-        assert_eq!(vfs[1].mac, Some(MacAddr::new([2, 0xf1, 0, 0, 0, 1])));
-        assert_eq!((vfs[1].spoof_check, vfs[1].trust), (Some(true), Some(false)));
-        assert_eq!(vfs[1].max_tx_rate_mbps, Some(1000));
+        let found = &vfs[1].settings;
+        assert_eq!((found.vlan, found.qos), (Some(7), Some(3)));
+        assert_eq!(found.mac, Some(MacAddr::new([2, 0xf1, 0, 0, 0, 1])));
+        assert_eq!((found.spoof_check, found.trust), (Some(true), Some(false)));
+        assert_eq!(found.max_tx_rate_mbps, Some(1000));
         assert_eq!(vfs[1].counters.unwrap().rx_packets, 5);
     }
 
@@ -245,33 +242,20 @@ mod tests {
     }
 
     #[test]
-    fn only_what_differs_is_set_and_trust_comes_first() {
-        let found = parse(message(vec![vf(4, 0)])).remove(0);
-        let change = VfChange {
-            mac: Some(MacAddr::new([2, 0, 0, 0, 0, 9])),
-            vlan: Some((7, 3)),
-            spoof_check: Some(true),
-            trust: Some(true),
-            link_state: Some(VfLink::Auto),
-            tx_rate_mbps: Some((0, 500)),
+    fn setting_one_rate_keeps_the_other() {
+        let now = parse(message(vec![vf(4, 0)])).remove(0).settings;
+        let rate = |setting| match attribute(4, setting, &now) {
+            LinkAttribute::VfInfoList(list) => list[0].0[0].clone(),
+            other => panic!("{other:?}"),
         };
-        let whats: Vec<_> = steps(4, &change, &found).into_iter().map(|s| s.what).collect();
-        assert_eq!(
-            whats,
-            [
-                "trust to true",
-                "MAC address to 02:00:00:00:00:09",
-                "send rates (Mbit/s) to (0, 500)"
-            ]
-        );
-        assert_eq!(steps(4, &VfChange::default(), &found), []);
+        assert_eq!(rate(Setting::MinTxRate(5)), VfInfo::Rate(VfInfoRate::new(4, 5, 1000)));
+        assert_eq!(rate(Setting::MaxTxRate(9)), VfInfo::Rate(VfInfoRate::new(4, 0, 9)));
     }
 
     #[test]
     fn a_step_survives_the_wire() {
-        let change =
-            VfChange { mac: Some(MacAddr::new([2, 0, 0, 0, 0, 9])), ..VfChange::default() };
-        let attribute = steps(3, &change, &VfSettings::default()).remove(0).attribute;
+        let setting = Setting::Mac(MacAddr::new([2, 0, 0, 0, 0, 9]));
+        let attribute = attribute(3, setting, &VfSettings::default());
         let mut bytes = vec![0; attribute.buffer_len()];
         attribute.emit(&mut bytes);
         // IFLA_VFINFO_LIST > IFLA_VF_INFO > IFLA_VF_MAC { u32 vf, u8 mac[32] }

@@ -1,35 +1,41 @@
 //! The task that owns one QMP socket: writes requests whole, sorts what comes back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use flexvf_protocol::frame::{Frame, LineSplitter};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
+use super::Happening;
 use super::wire::{Incoming, classify};
-use super::{Happening, READ_BYTES};
+#[cfg(test)]
+use crate::io::READ_BYTES;
+use crate::io::try_read;
 
 /// One command, and where its answer goes.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) id: u64,
     pub(super) line: Vec<u8>,
+    /// Goes with the line.
+    pub(super) fd: Option<OwnedFd>,
     pub(super) answer: oneshot::Sender<Vec<u8>>,
 }
 
 /// Runs until QEMU closes the socket, or nobody can ask any more. Answers still awaited are then
 /// dropped, which their callers see as closed.
 pub(super) async fn run(
-    mut stream: UnixStream,
+    stream: UnixStream,
     mut splitter: LineSplitter,
     mut requests: mpsc::Receiver<Request>,
     events: mpsc::Sender<Happening>,
 ) {
-    let (mut reader, mut writer) = stream.split();
-    let mut buffer = [0; READ_BYTES];
     let mut outgoing = Outgoing::default();
     let mut inbox = Inbox { waiting: HashMap::new(), events: events.clone(), missed: false };
     let mut pace = Pace::new(Instant::now());
@@ -41,20 +47,23 @@ pub(super) async fn run(
                 None => return,
                 Some(request) => {
                     inbox.expect(request.id, request.answer);
-                    outgoing.add(&request.line);
+                    outgoing.add(&request.line, request.fd);
                 }
             },
-            written = writer.write(outgoing.rest()), if !outgoing.rest().is_empty() => match written {
-                Ok(count) if count > 0 => outgoing.sent += count,
-                _ => return,
-            },
-            read = reader.read(&mut buffer), if resume.is_none() => match read {
-                Ok(count) if count > 0 => {
+            _ = stream.writable(), if !outgoing.rest().is_empty() => {
+                match stream.try_io(Interest::WRITABLE, || outgoing.send(stream.as_raw_fd())) {
+                    Ok(count) if count > 0 => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    _ => return,
+                }
+            }
+            _ = stream.readable(), if resume.is_none() => match try_read(&stream, &mut splitter) {
+                Ok(None) => {}
+                Ok(Some(count)) => {
                     pace.taken(count);
-                    splitter.push(buffer.get(..count).unwrap_or(&[]));
                     inbox.sort(&mut splitter);
                 }
-                _ => return,
+                Err(_) => return,
             },
             () = sleep_until(resume.unwrap_or_else(Instant::now)), if resume.is_some() => {}
             permit = events.reserve(), if inbox.missed => match permit {
@@ -77,6 +86,8 @@ const MAX_OUTGOING: usize = 64 * 1024;
 struct Outgoing {
     lines: Vec<u8>,
     sent: usize,
+    /// Files that go with the line that begins there.
+    fds: VecDeque<(usize, OwnedFd)>,
 }
 
 impl Outgoing {
@@ -84,10 +95,34 @@ impl Outgoing {
         self.lines.get(self.sent..).unwrap_or(&[])
     }
 
-    fn add(&mut self, line: &[u8]) {
-        self.lines.drain(..self.sent.min(self.lines.len()));
+    fn add(&mut self, line: &[u8], fd: Option<OwnedFd>) {
+        let sent = self.sent.min(self.lines.len());
+        self.lines.drain(..sent);
         self.sent = 0;
+        for (at, _) in &mut self.fds {
+            *at = at.saturating_sub(sent);
+        }
+        self.fds.extend(fd.map(|fd| (self.lines.len(), fd)));
         self.lines.extend_from_slice(line);
+    }
+
+    /// Sends what the socket takes, and no two files at once: QEMU keeps only the last that it got before it
+    /// reads a `getfd`.
+    fn send(&mut self, socket: RawFd) -> io::Result<usize> {
+        let due = self.fds.front().is_some_and(|(at, _)| *at == self.sent);
+        let stop = self.fds.get(usize::from(due)).map_or(self.lines.len(), |(at, _)| *at);
+        let bytes = [IoSlice::new(self.lines.get(self.sent..stop).unwrap_or(&[]))];
+        let fds = self.fds.front().filter(|_| due).map(|(_, fd)| [fd.as_raw_fd()]);
+        let rights = fds.as_ref().map(|fds| [ControlMessage::ScmRights(fds)]);
+        let rights = rights.as_ref().map_or(&[][..], |rights| &rights[..]);
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        let count = sendmsg::<()>(socket, &bytes, rights, flags, None)?;
+        // The first byte has taken the file along.
+        if due && count > 0 {
+            self.fds.pop_front();
+        }
+        self.sent += count;
+        Ok(count)
     }
 }
 
@@ -160,7 +195,66 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::socket::{ControlMessageOwned, recvmsg};
     use proptest::prelude::*;
+    use std::fs::File;
+    use std::io::{IoSliceMut, Read};
+    use std::os::unix::net::UnixStream as StdStream;
+
+    /// What a read brings: text, and what is in the files that came along.
+    fn take(socket: &StdStream) -> (String, Vec<String>) {
+        let mut bytes = [0; 256];
+        let mut buffers = [IoSliceMut::new(&mut bytes)];
+        let mut space = nix::cmsg_space!([RawFd; 4]);
+        let flags = MsgFlags::empty();
+        let got = recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut space), flags).unwrap();
+        let mut files = Vec::new();
+        for message in got.cmsgs().unwrap() {
+            let ControlMessageOwned::ScmRights(fds) = message else { continue };
+            files.extend(fds);
+        }
+        let count = got.bytes;
+        let text = |fd: RawFd| {
+            let mut text = String::new();
+            File::open(format!("/proc/self/fd/{fd}")).unwrap().read_to_string(&mut text).unwrap();
+            text
+        };
+        (String::from_utf8(bytes[..count].to_vec()).unwrap(), files.into_iter().map(text).collect())
+    }
+
+    fn file_with(text: &str) -> OwnedFd {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, text).unwrap();
+        File::open(path).unwrap().into()
+    }
+
+    #[test]
+    fn a_file_goes_with_its_own_line_and_never_two_at_once() {
+        let (near, far) = StdStream::pair().unwrap();
+        let mut outgoing = Outgoing::default();
+        outgoing.add(b"plain\n", None);
+        outgoing.add(b"first\n", Some(file_with("one")));
+        outgoing.add(b"after\n", None);
+        outgoing.add(b"second\n", Some(file_with("two")));
+        let mut seen = Vec::new();
+        while !outgoing.rest().is_empty() {
+            outgoing.send(near.as_raw_fd()).unwrap();
+            seen.push(take(&far));
+            // A line that comes meanwhile moves the others' places.
+            if seen.len() == 1 {
+                outgoing.add(b"late\n", None);
+            }
+        }
+        let seen: Vec<_> =
+            seen.iter().map(|(text, files)| (text.as_str(), files.join(""))).collect();
+        let expected = [
+            ("plain\n", String::new()),
+            ("first\nafter\n", "one".to_owned()),
+            ("second\nlate\n", "two".to_owned()),
+        ];
+        assert_eq!(seen, expected);
+    }
 
     proptest! {
         #[test]

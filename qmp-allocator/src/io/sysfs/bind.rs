@@ -12,19 +12,50 @@ use super::{Sysfs, SysfsError, failed, number, text};
 const VFIO: &str = "vfio-pci";
 /// What `net/*/flags` has for an interface that is set up.
 const IFF_UP: u32 = 1;
+/// Drivers that a function of another one's IOMMU group may have: they do no DMA of the host's.
+const HARMLESS: [&str; 2] = [VFIO, "pci-stub"];
 
 impl Sysfs {
+    /// Whether a function may be given to vfio-pci, or is there already, and nobody would notice.
+    ///
+    /// # Errors
+    /// [`SysfsError`] says who uses it, or what it lacks.
+    pub fn check_unused(&self, address: PciAddress) -> Result<(), SysfsError> {
+        let function = self.function(address)?;
+        let Some(group) = function.iommu_group else {
+            return Err(SysfsError::NoIommu(address));
+        };
+        for other in &function.group_others {
+            // A neighbour may have gone in this moment.
+            let Ok(neighbour) = self.function(*other) else { continue };
+            if let Some(driver) = neighbour.driver.filter(|_| !neighbour.is_bridge)
+                && !HARMLESS.contains(&driver.as_str())
+            {
+                return Err(SysfsError::SharedGroup { address, group, other: *other, driver });
+            }
+        }
+        if let Some(driver) = function.driver_override.filter(|driver| driver != VFIO) {
+            return Err(SysfsError::Reserved { address, driver });
+        }
+        match function.driver {
+            None => Ok(()),
+            Some(driver) if driver == VFIO => Ok(()),
+            Some(driver) if function.interfaces.is_empty() => {
+                Err(SysfsError::Elsewhere { address, driver })
+            }
+            Some(_) => match self.used_interface(address, &function.interfaces)? {
+                Some(interface) => Err(SysfsError::InUse { address, interface }),
+                None => Ok(()),
+            },
+        }
+    }
+
     pub(super) fn bind_now(&self, address: PciAddress) -> Result<(), SysfsError> {
         let function = self.function(address)?;
         if function.driver.as_deref() == Some(VFIO) {
             return Ok(());
         }
-        if function.iommu_group.is_none() {
-            return Err(SysfsError::NoIommu(address));
-        }
-        if let Some(interface) = self.up_interface(address, &function.interfaces)? {
-            return Err(SysfsError::InUse { address, interface });
-        }
+        self.check_unused(address)?;
         let dir = self.device(address);
         self.write(&dir.join("driver_override"), VFIO)?;
         if function.driver.is_some() {
@@ -57,16 +88,18 @@ impl Sysfs {
         }
     }
 
-    fn up_interface(
+    /// An interface that is up, or a port of something.
+    fn used_interface(
         &self,
         address: PciAddress,
         interfaces: &[String],
     ) -> Result<Option<String>, SysfsError> {
         for interface in interfaces {
-            let flags = text(&self.device(address).join("net").join(interface).join("flags"))?;
+            let dir = self.device(address).join("net").join(interface);
+            let flags = text(&dir.join("flags"))?;
             let flags = flags.unwrap_or_default();
             let flags = u32::from_str_radix(flags.trim_start_matches("0x"), 16).unwrap_or(0);
-            if flags & IFF_UP != 0 {
+            if flags & IFF_UP != 0 || dir.join("master").exists() {
                 return Ok(Some(interface.clone()));
             }
         }

@@ -89,6 +89,21 @@ fn a_pf_and_its_vfs_are_found() {
 }
 
 #[test]
+fn an_interface_is_followed_to_its_bridge() {
+    let (dir, sysfs) = tree();
+    let net = dir.path().join("class/net");
+    for name in ["bond0", "br0", "ring"] {
+        fs::create_dir(net.join(name)).unwrap();
+    }
+    symlink("../bond0", net.join("eth0/master")).unwrap();
+    symlink("../br0", net.join("bond0/master")).unwrap();
+    symlink("../ring", net.join("ring/master")).unwrap();
+    assert_eq!(sysfs.masters("eth0"), ["bond0", "br0"]);
+    assert_eq!(sysfs.masters("br0"), [""; 0]);
+    assert_eq!(sysfs.masters("ring").len(), 2);
+}
+
+#[test]
 fn what_is_missing_is_said_with_what_to_do() {
     let (dir, sysfs) = tree();
     let error = |interface| sysfs.pf(interface).unwrap_err().to_string();
@@ -153,11 +168,69 @@ fn a_vf_whose_interface_is_up_is_left_alone() {
     let error = sysfs.bind_now(at(VF)).unwrap_err().to_string();
     assert_eq!(
         error,
-        "VF 0000:01:10.0 is in use: the host's interface eth1 on it is up; `ip link set eth1 down`, or leave this VF out of the pool's `vfs`"
+        "VF 0000:01:10.0 is in use: the host's interface eth1 on it is up or a port of another; `ip link set eth1 down nomaster`, or leave this VF out of the pool's `vfs`"
     );
     let function = sysfs.function(at(VF)).unwrap();
     assert_eq!(function.driver.as_deref(), Some("igbvf"));
     assert_eq!(function.driver_override, None);
+}
+
+fn refused(sysfs: &Sysfs, address: &str) -> String {
+    let error = sysfs.check_unused(at(address)).unwrap_err().to_string();
+    assert_eq!(sysfs.bind_now(at(address)).unwrap_err().to_string(), error);
+    error
+}
+
+#[test]
+fn a_vf_whose_interface_is_down_in_a_bridge_is_left_alone() {
+    let (dir, sysfs) = tree();
+    load_vfio(dir.path());
+    sysfs.check_unused(at(VF)).unwrap();
+    let net = dir.path().join("bus/pci/devices").join(VF).join("net/eth1");
+    fs::create_dir(net.join("master")).unwrap();
+    assert!(refused(&sysfs, VF).contains("eth1 on it is up or a port of another"));
+}
+
+#[test]
+fn a_vf_of_another_network_namespace_is_left_alone() {
+    let (dir, sysfs) = tree();
+    load_vfio(dir.path());
+    fs::remove_dir_all(dir.path().join("bus/pci/devices").join(VF).join("net/eth1")).unwrap();
+    assert_eq!(
+        refused(&sysfs, VF),
+        "VF 0000:01:10.0 is in use: driver igbvf has it and no interface of this host (another network namespace has it, or a program); leave this VF out of the pool's `vfs`, or unbind it"
+    );
+}
+
+#[test]
+fn a_vf_reserved_for_another_driver_is_left_alone() {
+    let (dir, sysfs) = tree();
+    load_vfio(dir.path());
+    let device = dir.path().join("bus/pci/devices").join(SECOND);
+    fs::write(device.join("driver_override"), "uio_pci_generic\n").unwrap();
+    assert_eq!(
+        refused(&sysfs, SECOND),
+        "VF 0000:01:10.2 is reserved for driver uio_pci_generic (its driver_override); `echo > /sys/bus/pci/devices/0000:01:10.2/driver_override`, or leave this VF out of the pool's `vfs`"
+    );
+}
+
+#[test]
+fn a_vf_in_a_group_with_what_the_host_uses_is_refused() {
+    let (dir, sysfs) = tree();
+    load_vfio(dir.path());
+    let devices = dir.path().join("bus/pci/devices");
+    let group = dir.path().join("kernel/iommu_groups/3/devices");
+    symlink(devices.join(VF), group.join(VF)).unwrap();
+    assert_eq!(
+        refused(&sysfs, SECOND),
+        "VF 0000:01:10.2 shares its IOMMU group 3 with 0000:01:10.0, which driver igbvf has; all of a group go to one VM or none: bind 0000:01:10.0 to vfio-pci, or leave this VF out of the pool's `vfs`"
+    );
+    // With vfio-pci, and at a bridge, nothing of the host's is within its reach.
+    fs::write(devices.join(VF).join("class"), "0x060400\n").unwrap();
+    sysfs.check_unused(at(SECOND)).unwrap();
+    fs::write(devices.join(VF).join("class"), "0x020000\n").unwrap();
+    sysfs.bind_now(at(VF)).unwrap();
+    sysfs.check_unused(at(SECOND)).unwrap();
 }
 
 #[test]

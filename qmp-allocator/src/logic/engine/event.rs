@@ -1,5 +1,6 @@
 //! What the engine is set to, what it is told, and what it answers.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use flexvf_protocol::VmName;
@@ -68,6 +69,27 @@ pub enum Event {
         /// What is known of it.
         view: AgentView,
     },
+    /// Something about a VM's QEMU forbids a VF, or nothing does any more.
+    Obstacle {
+        /// Which.
+        vm: VmName,
+        /// In words.
+        obstacle: Option<String>,
+    },
+    /// On which NUMA node a VM runs, as far as it runs on one.
+    VmNode {
+        /// Which.
+        vm: VmName,
+        /// The node.
+        node: Option<u32>,
+    },
+    /// On which NUMA nodes a pool's VFs are, as far as the host says.
+    VfNodes {
+        /// Which pool.
+        pool: String,
+        /// By VF.
+        nodes: BTreeMap<VfId, u32>,
+    },
     /// A VM's guest was reset: its agent and bond begin anew.
     Reset(VmName),
     /// A VM's counters were read.
@@ -86,6 +108,8 @@ pub enum Event {
         /// What is wrong with it.
         problem: Option<String>,
     },
+    /// An operator has done something about a VF that is quarantined or rests.
+    Clear(VfId),
     /// An action has ended.
     Done {
         /// Whose.
@@ -106,13 +130,15 @@ impl Event {
     /// Whom it is about, if it is a VM.
     pub(super) const fn vm(&self) -> Option<&VmName> {
         match self {
-            Self::Tick | Self::Pool { .. } => None,
+            Self::Tick | Self::Pool { .. } | Self::VfNodes { .. } | Self::Clear(_) => None,
             Self::Unregistered(vm)
             | Self::Reset(vm)
             | Self::Registered { vm, .. }
             | Self::Observed { vm, .. }
             | Self::Lost { vm, .. }
             | Self::Agent { vm, .. }
+            | Self::Obstacle { vm, .. }
+            | Self::VmNode { vm, .. }
             | Self::Sampled { vm, .. }
             | Self::Done { vm, .. }
             | Self::Deleted { vm, .. } => Some(vm),

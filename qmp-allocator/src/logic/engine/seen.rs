@@ -1,5 +1,6 @@
 //! How the engine takes in what was seen of VMs and pools.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use flexvf_protocol::VmName;
@@ -81,6 +82,8 @@ impl Engine {
             spec: spec.clone(),
             qemu: Qemu::Unseen,
             agent: AgentView::default(),
+            obstacle: None,
+            node: None,
             meter,
             last_interval: None,
             hold: None,
@@ -142,6 +145,7 @@ impl Engine {
         vm.qemu = Qemu::Lost(reason);
         if exited {
             vm.agent = AgentView::Unseen;
+            vm.obstacle = None;
             self.tell_tenure(now, name, Input::Exited, out);
         }
     }
@@ -159,6 +163,21 @@ impl Engine {
         pool.dirty = true;
     }
 
+    /// A quarantined VF is looked at now, and given to nobody before QEMU and host have let it go; one
+    /// that rests may be tried again.
+    pub(super) fn on_clear(&mut self, now: Duration, vf: &VfId, out: &mut Vec<Command>) {
+        if let Some(name) = self.holder(vf).cloned() {
+            self.tell_tenure(now, &name, Input::Retry, out);
+            return self.settle(now, &name, out);
+        }
+        for pool in self.pools.values_mut() {
+            if let Some(rest) = pool.vfs.get_mut(vf) {
+                *rest = Backoff::default();
+                pool.dirty = true;
+            }
+        }
+    }
+
     /// The agent was looked at; what it says of the bond is told to the switch.
     pub(super) fn on_agent(
         &mut self,
@@ -174,6 +193,24 @@ impl Engine {
         vm.agent = view;
         if let Some(active) = ready {
             self.tell_tenure(now, name, Input::Uses(active), out);
+        }
+    }
+
+    pub(super) fn on_obstacle(&mut self, name: &VmName, obstacle: Option<String>) {
+        if let Some(vm) = self.vms.get_mut(name) {
+            vm.obstacle = obstacle;
+        }
+    }
+
+    pub(super) fn on_vm_node(&mut self, name: &VmName, node: Option<u32>) {
+        if let Some(vm) = self.vms.get_mut(name) {
+            vm.node = node;
+        }
+    }
+
+    pub(super) fn on_vf_nodes(&mut self, pool: &str, nodes: BTreeMap<VfId, u32>) {
+        if let Some(pool) = self.pools.get_mut(pool) {
+            pool.nodes = nodes;
         }
     }
 

@@ -56,6 +56,43 @@ fn while_vms_are_no_more_than_vfs_all_have_one_at_once() {
 }
 
 #[test]
+fn a_vm_whose_qemu_cannot_take_a_vf_leaves_it_to_others_until_it_can() {
+    let mut world = World::new(Strategy::Activity, 3, 1);
+    world.set_rates(&[900.0, 500.0, 10.0]);
+    let vm0: VmName = "vm0".parse().unwrap();
+    let told = |obstacle: Option<&str>| Event::Obstacle {
+        vm: "vm0".parse().unwrap(),
+        obstacle: obstacle.map(str::to_owned),
+    };
+    world.event(told(Some("may lock 8 MiB")));
+    world.run(world.interval() + 5 * SECOND);
+    assert_eq!(world.on_vf(), ["vm1"]);
+    let reason = |world: &World| {
+        let status = world.engine.status(world.now);
+        status.vms.into_iter().find(|vm| vm.vm == vm0).unwrap().reason
+    };
+    assert_eq!(reason(&world), "may lock 8 MiB");
+    assert!(world.ends.iter().all(|end| end.vm != vm0), "no switch was tried in vain");
+    world.event(told(None));
+    world.run(2 * world.interval());
+    assert_eq!(world.on_vf(), ["vm0"]);
+}
+
+#[test]
+fn a_vm_gets_a_vf_of_its_own_numa_node() {
+    let mut world = World::new(Strategy::Activity, 2, 4);
+    let nodes = [("vf2", 1), ("vf3", 0)].map(|(vf, node)| (VfId::new(vf), node));
+    world.event(Event::VfNodes { pool: "default".into(), nodes: nodes.into() });
+    for (vm, node) in [("vm0", 0), ("vm1", 1)] {
+        world.event(Event::VmNode { vm: vm.parse().unwrap(), node: Some(node) });
+    }
+    world.run(10 * SECOND);
+    let vfs: Vec<_> =
+        world.engine.vms.values().map(|vm| vm.hold.as_ref().unwrap().0.vf.to_string()).collect();
+    assert_eq!(vfs, ["vf3", "vf2"]);
+}
+
+#[test]
 fn new_vms_start_on_pv_when_vfs_are_fewer() {
     let mut world = World::new(Strategy::Activity, 3, 1);
     world.run(world.interval() / 2);
@@ -144,5 +181,83 @@ fn a_vf_that_cannot_be_plugged_gives_way_to_another_at_the_next_try() {
     let mut world = World::new(Strategy::Activity, 1, 2);
     world.unpluggable_vf = Some(VfId::new("vf0"));
     world.run(30 * SECOND);
+    assert_eq!(world.on_vf(), ["vm0"]);
+}
+
+fn moving(world: &World) -> [usize; 2] {
+    let of = |phase: Phase| {
+        world.engine.vms.values().filter(|vm| vm.phase().as_ref() == Some(&phase)).count()
+    };
+    [of(Phase::ToVf), of(Phase::ToPv)]
+}
+
+#[test]
+fn plugs_and_unplugs_of_different_vms_overlap_and_are_no_more_than_may_be() {
+    let mut world = World::new(Strategy::Activity, 12, 6);
+    let busy = |vm: usize, first: bool| if (vm < 6) == first { 900.0 - vm as f64 } else { 10.0 };
+    world.set_rates(&(0..12).map(|vm| busy(vm, true)).collect::<Vec<_>>());
+    world.run(world.interval() + 30 * SECOND);
+    assert_eq!(world.on_vf(), ["vm0", "vm1", "vm2", "vm3", "vm4", "vm5"]);
+    world.set_rates(&(0..12).map(|vm| busy(vm, false)).collect::<Vec<_>>());
+    let most = world.engine.settings.max_concurrent_switches;
+    let (mut overlapped, mut full) = (false, false);
+    for _ in 0..120 * 20 {
+        world.run(SECOND / 20);
+        let [to_vf, to_pv] = moving(&world);
+        assert!(to_vf + to_pv <= most, "{to_vf} and {to_pv}, allowed are {most}");
+        overlapped |= to_vf > 0 && to_pv > 0;
+        full |= to_vf + to_pv == most;
+    }
+    assert_eq!(world.on_vf(), ["vm10", "vm11", "vm6", "vm7", "vm8", "vm9"]);
+    assert!(overlapped && full, "overlapped: {overlapped}, as many as may be: {full}");
+}
+
+#[test]
+fn no_plug_waits_for_the_unplug_of_another_vf() {
+    let mut world = World::new(Strategy::Activity, 4, 2);
+    world.set_rates(&[900.0, 800.0, 10.0, 5.0]);
+    world.run(world.interval() + 5 * SECOND);
+    assert_eq!(world.on_vf(), ["vm0", "vm1"]);
+    world.refuses_unplug = Some("vm1".parse().unwrap());
+    world.set_rates(&[10.0, 5.0, 900.0, 800.0]);
+    while world.on_vf().len() == 2 {
+        world.run(SECOND / 10);
+    }
+    world.run(5 * SECOND);
+    assert_eq!(moving(&world), [0, 1], "vm1 is still being asked for its VF");
+    assert_eq!(world.on_vf(), ["vm2"], "which has the other one");
+}
+
+#[test]
+fn a_cleared_vf_is_given_away_only_once_qemu_has_let_it_go_and_then_at_once() {
+    let mut world = World::new(Strategy::Activity, 2, 1);
+    world.set_rates(&[900.0, 10.0]);
+    world.run(world.interval() + 5 * SECOND);
+    world.refuses_unplug = Some("vm0".parse().unwrap());
+    world.set_rates(&[10.0, 900.0]);
+    let state = |world: &World| world.engine.status(world.now).pools[0].vfs[0].state;
+    while state(&world) != "quarantined" {
+        world.run(SECOND / 10);
+    }
+    world.event(Event::Clear(VfId::new("vf0")));
+    world.run(5 * SECOND);
+    assert_eq!((state(&world), world.on_vf().len()), ("quarantined", 0));
+    // Less than the pause between two looks of the engine's own.
+    world.refuses_unplug = None;
+    world.event(Event::Clear(VfId::new("vf0")));
+    world.run(3 * SECOND);
+    assert_eq!(world.on_vf(), ["vm1"]);
+}
+
+#[test]
+fn a_vf_that_rests_may_be_tried_again_at_once() {
+    let mut world = World::new(Strategy::Activity, 1, 1);
+    world.broken_vf = Some(VfId::new("vf0"));
+    world.run(5 * SECOND);
+    let vf = world.engine.status(world.now).pools[0].vfs[0].clone();
+    assert_eq!(vf.state, "resting");
+    world.broken_vf = None;
+    world.event(Event::Clear(vf.vf));
+    world.run(3 * SECOND);
     assert_eq!(world.on_vf(), ["vm0"]);
 }

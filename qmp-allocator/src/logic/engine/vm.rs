@@ -21,6 +21,10 @@ pub(in crate::logic) struct Vm {
     pub(in crate::logic) spec: VmSpec,
     pub(in crate::logic) qemu: Qemu,
     pub(in crate::logic) agent: AgentView,
+    /// What about its QEMU forbids a VF.
+    pub(super) obstacle: Option<String>,
+    /// The NUMA node that it runs on.
+    pub(super) node: Option<u32>,
     pub(in crate::logic) meter: RateMeter,
     pub(in crate::logic) last_interval: Option<(u64, Rate)>,
     pub(in crate::logic) hold: Option<(Held, Tenure)>,
@@ -76,16 +80,18 @@ impl Vm {
             Qemu::Up { free_port: None } => return Some("no empty root port".into()),
             Qemu::Up { .. } => {}
         }
-        if let Some(reason) = self.agent.unready() {
+        if let Some(reason) = self.obstacle.clone().or_else(|| self.agent.unready()) {
             return Some(reason);
         }
         (self.backoff.until > now)
             .then(|| format!("rests after a failed switch: {}", self.backoff.reason))
     }
 
-    /// A VM that is away for a moment keeps its place; one without QEMU or agent has none.
+    /// A VM that is away for a moment keeps its place; one without QEMU or agent has none, nor has one
+    /// whose QEMU could not take a VF.
     pub(super) fn may_be_ranked(&self) -> bool {
-        self.hold.is_some() || (self.is_up() && self.agent.unready().is_none())
+        let fit = self.obstacle.is_none() && self.agent.unready().is_none();
+        self.hold.is_some() || (self.is_up() && fit)
     }
 
     /// How it has its VF, if it has one.

@@ -68,6 +68,8 @@ pub enum Input {
         /// In words, for people.
         reason: String,
     },
+    /// Somebody has done something about what keeps the VF: try now what would be tried later.
+    Retry,
     /// Time has passed.
     Tick,
 }

@@ -248,9 +248,23 @@ impl Tenure {
                 self.state = State::Unplugging { deadline, repeat_at };
                 Some(self.act(if ask { Action::Unplug } else { Action::Look }))
             }
-            State::Quarantined { look_at, .. } if now >= look_at => Some(self.act(Action::Look)),
-            State::Kept { retry_at, .. } if now >= retry_at => self.overlap(now, Path::Pv),
-            State::SanitiseFailed { retry_at, .. } if now >= retry_at => self.sanitise(now),
+            State::Quarantined { look_at: at, .. }
+            | State::Kept { retry_at: at, .. }
+            | State::SanitiseFailed { retry_at: at, .. }
+                if now >= at =>
+            {
+                self.on_retry(now)
+            }
+            _ => None,
+        }
+    }
+
+    /// What keeps the VF is looked at; nothing else gives it back.
+    pub(super) fn on_retry(&mut self, now: Duration) -> Option<Action> {
+        match self.state {
+            State::Quarantined { .. } => Some(self.act(Action::Look)),
+            State::Kept { .. } => self.overlap(now, Path::Pv),
+            State::SanitiseFailed { .. } => self.sanitise(now),
             _ => None,
         }
     }

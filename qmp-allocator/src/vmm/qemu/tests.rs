@@ -6,6 +6,7 @@
 use super::*;
 use crate::vmm::VmmEvent;
 use flexvf_protocol::MacAddr;
+use std::ffi::OsStr;
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -85,7 +86,7 @@ async fn session(vmm: &QmpVmm, events: &mut VmmEvents) {
 }
 
 async fn refusals(vmm: &QmpVmm, plugged: &Plug) {
-    let vfio = Backend::Vfio { host: "0000:ff:1f.7".parse().unwrap() };
+    let vfio = Backend::Vfio { host: "0000:ff:1f.7".parse().unwrap(), node: None };
     let vfio = Plug { device_id: vfio.device_id(), port: "rp3".into(), backend: vfio };
     let mut model = nic("fvtest1", "rp3");
     model.backend = Backend::Nic {
@@ -190,7 +191,7 @@ async fn a_vfio_device_is_seen_with_its_host_function() {
     assert_eq!(
         observation.devices,
         [PluggedDevice {
-            id: Backend::Vfio { host }.device_id(),
+            id: Backend::Vfio { host, node: None }.device_id(),
             port: Some("rp1".into()),
             kind: PluggedKind::Vfio { host: Some(host) },
         }]
@@ -205,6 +206,20 @@ async fn the_same_session_with_a_real_qemu() {
     };
     let dir = tempfile::tempdir().unwrap();
     let (socket, proxy) = (dir.path().join("qmp"), dir.path().join("proxy"));
+    let (_qemu, qemu) = start(&qemu, &socket).await;
+    let listener = UnixListener::bind(&proxy).unwrap();
+    let calls = async {
+        let (vmm, mut events) = QmpVmm::connect(&proxy, LONG, LONG).await.unwrap();
+        session(&vmm, &mut events).await;
+    };
+    tokio::select! {
+        () = calls => {}
+        () = record(qemu, listener) => panic!("QEMU has closed the connection"),
+    }
+}
+
+/// A QEMU with a guest that never runs, and a connection to it.
+async fn start(qemu: &OsStr, socket: &Path) -> (Killed, UnixStream) {
     let child = Command::new(qemu)
         .args("-machine q35 -m 64 -S -display none -nodefaults -netdev user,id=n0".split(' '))
         .args("-device pcie-root-port,id=rp1,chassis=1".split(' '))
@@ -216,22 +231,56 @@ async fn the_same_session_with_a_real_qemu() {
         .stdin(Stdio::null())
         .spawn();
     let mut child = Killed(child.unwrap());
-    let qemu = loop {
+    let stream = loop {
         assert!(child.0.try_wait().unwrap().is_none(), "QEMU has ended");
         match UnixStream::connect(&socket).await {
             Ok(stream) => break stream,
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     };
-    let listener = UnixListener::bind(&proxy).unwrap();
-    let calls = async {
-        let (vmm, mut events) = QmpVmm::connect(&proxy, LONG, LONG).await.unwrap();
-        session(&vmm, &mut events).await;
-    };
-    tokio::select! {
-        () = calls => {}
-        () = record(qemu, listener) => panic!("QEMU has closed the connection"),
+    (child, stream)
+}
+
+#[test]
+fn a_device_tells_its_function_by_its_id() {
+    let host: PciAddress = "0000:01:10.7".parse().unwrap();
+    assert_eq!(host_in(&Backend::Vfio { host, node: None }.device_id()), Some(host));
+    for id in ["flexvf-tap-vf0", "flexvf-0000-01-10", "0000-01-10-7", "flexvf-"] {
+        assert_eq!(host_in(id), None);
     }
+}
+
+/// How far this goes without a kernel that has iommufd: QEMU takes both files by their names, and
+/// then finds that they are not what they should be.
+#[tokio::test]
+async fn a_real_qemu_takes_a_vf_by_its_node() {
+    let Some(qemu) = std::env::var_os("FLEXVF_TEST_QEMU") else {
+        eprintln!("SKIPPED a_real_qemu_takes_a_vf_by_its_node: FLEXVF_TEST_QEMU names no QEMU");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("qmp");
+    let (_qemu, stream) = start(&qemu, &socket).await;
+    drop(stream);
+    let (vmm, _events) = QmpVmm::connect(&socket, LONG, LONG).await.unwrap();
+    assert_eq!(vmm.memory_bytes().await.unwrap(), 64 << 20);
+    assert!(vmm.has_iommufd().await.unwrap());
+    let backend = Backend::Vfio { host: "0000:ff:1f.7".parse().unwrap(), node: None };
+    let plug = Plug { device_id: backend.device_id(), port: "rp3".into(), backend };
+    let null = Path::new("/dev/null");
+    for _ in 0..2 {
+        let error = vmm.plug_by_node(&plug, null, null).await.unwrap_err().to_string();
+        assert!(error.starts_with("QEMU refused device_add: "), "{error}");
+        assert!(error.contains("ioctl"), "it must come from the kernel: {error}");
+    }
+    // Neither is left behind for the next one.
+    let name = format!("{}-node", plug.device_id);
+    let close = vmm.qmp.execute_value("closefd", json!({"fdname": name}), LONG).await;
+    assert!(close.is_err(), "{close:?}");
+    let objects = vmm.list("/objects").await.unwrap().unwrap();
+    assert_eq!(objects.iter().filter(|(name, _)| name == "flexvf-iommufd").count(), 1);
+    let gone = vmm.plug_by_node(&plug, Path::new("/dev/vfio/no-such"), null).await.unwrap_err();
+    assert!(gone.to_string().starts_with("/dev/vfio/no-such: No such file"), "{gone}");
 }
 
 struct Killed(Child);

@@ -26,6 +26,8 @@ pub struct Pace {
     pub guest_warm_up: Duration,
     /// What is counted of a guest's stream.
     pub guest_window: Duration,
+    /// Factor on the time for which the allocator's use of the processor is counted.
+    pub allocator: f64,
 }
 
 impl Pace {
@@ -35,6 +37,7 @@ impl Pace {
         window: Duration::from_millis(500),
         guest_warm_up: Duration::from_millis(300),
         guest_window: Duration::from_secs(1),
+        allocator: 1.0,
     };
     /// To see that everything works.
     pub const QUICK: Self = Self {
@@ -42,6 +45,7 @@ impl Pace {
         window: Duration::from_millis(200),
         guest_warm_up: Duration::from_millis(200),
         guest_window: Duration::from_millis(500),
+        allocator: 0.3,
     };
 }
 

@@ -9,10 +9,11 @@ use anyhow::{Context, Result};
 use flexvf_protocol::{MacAddr, VmName};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::{Value, json};
 
 use super::child::Child;
 use super::host::Host;
-use super::jsonline::plugged_devices;
+use super::jsonline::{QmpClient, plugged_devices};
 
 /// A guest that runs.
 #[derive(Debug)]
@@ -35,7 +36,12 @@ pub struct Launch {
     pub script: PathBuf,
     /// Memory, MiB.
     pub memory_mib: u32,
+    /// For its kernel's command line.
+    pub append: String,
 }
+
+/// The guests' command line, as the testbed has it.
+const GUEST_APPEND: &str = "FLEXVF_GUEST_APPEND";
 
 /// The `number`th guest's name and address, from 1.
 pub fn identity(number: u8) -> Result<(VmName, Ipv4Addr)> {
@@ -56,18 +62,24 @@ impl Guest {
             .arg(vm.as_str())
             .arg(format!("{address}/24"))
             .args(["--memory", &launch.memory_mib.to_string()])
+            .arg("--run-dir")
+            .arg(&host.guests_run)
             .args(["--", "-qmp"])
             .arg(format!("unix:{},server=on,wait=off", qmp.display()))
             .args(more);
+        if !launch.append.is_empty() {
+            let append = std::env::var(GUEST_APPEND).unwrap_or_default();
+            command.env(GUEST_APPEND, format!("{append} {}", launch.append));
+        }
         let log = host.log(&format!("{vm}-launch.log"));
         let launcher = Child::start(vm.as_str(), &mut command, &log)?;
-        let registration = host.vms_dir().join(format!("{vm}.toml"));
+        let registration = host.guests_run.join("vms").join(format!("{vm}.toml"));
         Ok(Self {
             address,
             launcher,
             registration,
             qmp,
-            logs: (host.run.join(vm.as_str()), host.out.clone()),
+            logs: (host.guests_run.join(vm.as_str()), host.out.clone()),
             vm,
         })
     }
@@ -92,11 +104,31 @@ impl Guest {
         plugged_devices(&self.qmp)
     }
 
+    /// What it registered itself with; nothing before its QEMU runs.
+    pub fn registration(&self) -> Option<String> {
+        fs::read_to_string(&self.registration).ok()
+    }
+
+    /// The QMP socket that is not FlexVF's.
+    pub fn monitor(&self) -> &Path {
+        &self.qmp
+    }
+
+    /// Runs a command of QMP's at its QEMU, past FlexVF.
+    pub fn qmp(&self, command: &str) -> Result<()> {
+        QmpClient::connect(&self.qmp)?.execute::<Value>(command, &json!({})).map(drop)
+    }
+
+    /// Its QEMU.
+    pub fn qemu(&self) -> Result<Pid> {
+        let pid = qemu_of(self.launcher.pid());
+        Ok(Pid::from_raw(pid.with_context(|| format!("{}: launch-vm has no QEMU", self.vm))?))
+    }
+
     /// SIGKILL to its QEMU, as the kernel does when memory runs out.
     pub fn kill_qemu(&self) -> Result<()> {
-        let pid = qemu_of(self.launcher.pid())
-            .with_context(|| format!("{}: launch-vm has no QEMU", self.vm))?;
-        kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("kill QEMU {pid}"))
+        let pid = self.qemu()?;
+        kill(pid, Signal::SIGKILL).with_context(|| format!("kill QEMU {pid}"))
     }
 
     /// Ends it in order, and keeps the logs of its QEMU and its vhost-net-pv.

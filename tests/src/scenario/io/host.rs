@@ -24,13 +24,17 @@ pub struct Host {
     pub accel: String,
     /// Where logs and results go.
     pub out: PathBuf,
-    /// Sockets and registrations.
+    /// The daemon's sockets and the registrations that it reads.
     pub run: PathBuf,
+    /// Where guests have their sockets and register themselves: `run`, unless a scenario stands between
+    /// them and the daemon.
+    pub guests_run: PathBuf,
 }
 
 impl Host {
     /// Reads the environment; `vfs` of its VFs are used, all without.
     pub fn from_environment(vfs: Option<usize>) -> Result<Self> {
+        let run: PathBuf = variable("FLEXVF_RUN")?.into();
         let mut host = Self {
             pool: variable("FLEXVF_POOL")?,
             pf: variable("FLEXVF_PF")?,
@@ -39,7 +43,8 @@ impl Host {
             peer_ns: variable("FLEXVF_PEER_NS")?,
             accel: variable("FLEXVF_ACCEL")?,
             out: variable("FLEXVF_OUT")?.into(),
-            run: variable("FLEXVF_RUN")?.into(),
+            guests_run: run.clone(),
+            run,
         };
         host.vfs = match host.pool.as_str() {
             "sriov" => host.virtual_functions()?,
@@ -167,6 +172,7 @@ mod tests {
             accel: "tcg".into(),
             out: "/out".into(),
             run: "/run/flexvf".into(),
+            guests_run: "/run/flexvf".into(),
         };
         let text = host.daemon_config("fair", 20);
         assert!(text.contains("vms_dir = \"/run/flexvf/vms\"\n"), "{text}");

@@ -1,11 +1,13 @@
 //! A client of sockets that speak QMP: QEMU's own, and the daemon's control socket.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::poll::{PollFd, PollFlags, poll};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -53,6 +55,30 @@ impl QmpClient {
                 bail!("{}: {command}: {error}", self.path.display());
             }
         }
+    }
+
+    /// Waits for an event of this name; its data.
+    pub fn event(&mut self, name: &str) -> Result<Value> {
+        loop {
+            let line: Value = serde_json::from_str(&self.read()?)
+                .with_context(|| format!("{}: {name}", self.path.display()))?;
+            if line["event"] == name {
+                return Ok(line["data"].clone());
+            }
+        }
+    }
+
+    /// The next line, an event's, if it begins before that moment.
+    pub fn line_until(&mut self, end: Instant) -> Result<Option<String>> {
+        let left = end.saturating_duration_since(Instant::now());
+        if self.stream.buffer().is_empty() {
+            let fd = PollFd::new(self.stream.get_ref().as_fd(), PollFlags::POLLIN);
+            let left_ms = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
+            if poll(&mut [fd], left_ms)? == 0 {
+                return Ok(None);
+            }
+        }
+        self.read().map(Some)
     }
 
     fn read(&mut self) -> Result<String> {

@@ -62,6 +62,9 @@ pub struct Vm {
     /// `pv`, `vf`, `switching` or `down`.
     #[serde(default)]
     pub path: String,
+    /// `flexvf`, `stock` or `none`.
+    #[serde(default)]
+    pub agent: String,
     /// The VF it has.
     #[serde(default)]
     pub vf: Option<String>,

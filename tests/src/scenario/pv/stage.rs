@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 use super::io::backend::{Backend, Nic};
 use super::io::command::run;
 use super::io::machine::{GUEST, Guest, Machine, NIC, Start};
-use super::io::shell::Shell;
 use super::io::streams::{Streams, Target};
 use super::logic::result::{Limits, Step, Transfer};
 use crate::scenario::Options;
 use crate::scenario::io::guests::identity;
 use crate::scenario::io::host::Host;
+use crate::scenario::io::shell::Shell;
 use crate::scenario::stage::now_ms;
 use crate::sys::stop_requested;
 

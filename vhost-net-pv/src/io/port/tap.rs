@@ -113,6 +113,26 @@ impl Tap {
     /// # Errors
     /// [`TapError`] when the interface cannot be had as asked.
     pub fn open(options: &TapOptions) -> Result<Vec<Self>, TapError> {
+        let mut tries = 0;
+        loop {
+            let taps = Self::open_all(options)?;
+            // The kernel would share the frames out among all who have a queue.
+            let in_use = netdev::queues_in_use(&options.name).unwrap_or_default();
+            if in_use <= taps.len() {
+                return Ok(taps);
+            }
+            drop(taps);
+            if tries == RELEASE_TRIES {
+                let (name, cause) =
+                    (options.name.clone(), io::Error::from_raw_os_error(libc::EBUSY));
+                return Err(TapError::Attach { name, cause });
+            }
+            tries += 1;
+            std::thread::sleep(RELEASE_PAUSE);
+        }
+    }
+
+    fn open_all(options: &TapOptions) -> Result<Vec<Self>, TapError> {
         let mut multi_queue = options.queues > 1;
         let first = match Self::attach_soon(options, multi_queue) {
             // A TAP that was made with multi_queue takes no single-queue user, even for one queue.

@@ -27,9 +27,9 @@ impl RxState {
         Self { spills: Spills::new(), held: VecDeque::with_capacity(MAX_SLOTS) }
     }
 
-    /// Forgets frames that were meant for an earlier guest.
-    pub(in crate::io) fn reset(&mut self) {
-        self.held.clear();
+    /// Forgets frames that were meant for an earlier guest; says how many there were.
+    pub(in crate::io) fn reset(&mut self) -> usize {
+        self.held.drain(..).count()
     }
 
     /// A frame waits.

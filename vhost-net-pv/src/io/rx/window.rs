@@ -156,7 +156,8 @@ impl<'m> Window<'m> {
         }
         counters.frame(&facts(&header, pieces, self.header_bytes, bytes));
         let mut left = total;
-        for chain in self.chains.drain(..usize::from(used)) {
+        for _ in 0..used {
+            let Some(chain) = self.chains.pop_front() else { break };
             let written = left.min(chain.bytes);
             left -= written;
             self.ring.push_used(chain.head, written as u32);

@@ -14,8 +14,8 @@
 //! | several devices | each slot names its own device's descriptor |
 //! | a fault anywhere else | it has the effect that it had before |
 //!
-//! Left out: the stats page, which only its owner may write, and anything that a system call finds
-//! missing, which is an error there and no signal.
+//! The stats page is watched in the same way, and tells nobody at once. Left out is what a system
+//! call finds missing, which is an error there and no signal.
 
 use std::ffi::c_int;
 use std::io;
@@ -63,10 +63,9 @@ impl Cut {
         Ok(Self(EventFd::from_flags(flags)?))
     }
 
-    /// Forgets what happened to an earlier connection's memory.
-    pub(in crate::io) fn forget(&self) {
-        // Nothing to read means nothing to forget.
-        let _ = self.0.read();
+    /// It has happened since the last question, or since it was made.
+    pub(in crate::io) fn take(&self) -> bool {
+        self.0.read().is_ok()
     }
 }
 
@@ -186,8 +185,8 @@ fn replace(address: usize) -> bool {
     };
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-    // SAFETY: the range is one mapping of guest memory. It stays mapped during the call, since the
-    // thread that was interrupted is using it. Nothing but guest memory is replaced, whose contents
+    // SAFETY: the range is one mapping of guest memory or of counters. It stays mapped during the call, since the
+    // thread that was interrupted is using it. Nothing but such memory is replaced, whose contents
     // may change at any moment and are never seen through a Rust reference.
     let made = unsafe { libc::mmap(start as *mut _, bytes, protection, flags, -1, 0) };
     if made == libc::MAP_FAILED {

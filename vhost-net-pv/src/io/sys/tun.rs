@@ -78,7 +78,11 @@ pub(in crate::io) fn interface_up(socket: BorrowedFd<'_>, name: &str) -> io::Res
     unsafe { ioctls::get_flags(socket.as_raw_fd(), &raw mut request) }?;
     // SAFETY: the kernel has just written this field; every bit pattern is a valid short.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
-    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
+    let up = libc::IFF_UP as libc::c_short;
+    if flags & up != 0 {
+        return Ok(());
+    }
+    request.ifr_ifru.ifru_flags = flags | up;
     // SAFETY: the descriptor is open and the kernel only reads the ifreq, which outlives the call.
     unsafe { ioctls::set_flags(socket.as_raw_fd(), &raw const request) }?;
     Ok(())

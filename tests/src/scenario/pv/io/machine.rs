@@ -11,10 +11,10 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::backend::{Nic, resources};
-use super::shell::Shell;
 use crate::scenario::io::child::Child;
 use crate::scenario::io::host::Host;
 use crate::scenario::io::jsonline::QmpClient;
+use crate::scenario::io::shell::Shell;
 use crate::scenario::pv::logic::result::Resources;
 
 /// The NIC's id in QEMU.

@@ -4,6 +4,5 @@ pub mod backend;
 pub mod command;
 pub mod machine;
 pub mod relay;
-pub mod shell;
 pub mod streams;
 pub mod tool;
