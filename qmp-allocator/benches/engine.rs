@@ -85,6 +85,7 @@ struct Fleet {
     engine: Engine,
     names: Vec<VmName>,
     now: Duration,
+    decided_at: Duration,
     rounds: usize,
     switches: usize,
 }
@@ -96,6 +97,7 @@ impl Fleet {
             engine: Engine::new(now, settings(strategy, tuning), &[POOL.to_owned()], None),
             names: (0..vms).map(|i| format!("vm{i}").parse().unwrap()).collect(),
             now,
+            decided_at: now,
             rounds: 0,
             switches: 0,
         };
@@ -113,17 +115,21 @@ impl Fleet {
     /// A round in which the load has moved, and how long it took to decide it.
     fn round(&mut self) -> Duration {
         self.rounds += 1;
-        for second in [1, 299] {
-            self.now += Duration::from_secs(second);
+        // The second one before the interval ends: a sample, too, brings a decision that is due.
+        self.decided_at += INTERVAL;
+        for at in [self.now, self.decided_at - Duration::from_secs(1)] {
+            self.now = at;
             for vm in 0..self.names.len() {
                 black_box(self.sample(vm));
             }
         }
-        self.now += Duration::from_secs(1);
+        self.now = self.decided_at;
         let begin = Instant::now();
         let commands = self.engine.on(self.now, Event::Tick);
         black_box(self.engine.wake_at(self.now));
         let took = begin.elapsed();
+        let is_decision = |command: &Command| matches!(command, Command::Save(_));
+        assert!(commands.iter().any(is_decision), "what is measured is a decision");
         self.carry_out(commands);
         took
     }
