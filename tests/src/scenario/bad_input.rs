@@ -64,15 +64,7 @@ pub fn play(options: &Options, host: &Host) -> Result<Outcome> {
         None => failures.push("vm1 is in order and got no VF".into()),
     }
     failures.extend(stage.end_daemon());
-    Ok(Outcome {
-        strategy: options.strategy.name().into(),
-        pool: host.pool.clone(),
-        switches: stage.watch.switches().map(Into::into).collect(),
-        probes: Vec::new(),
-        rates: Vec::new(),
-        passed: failures.is_empty(),
-        failures,
-    })
+    Ok(stage.outcome(&options, failures))
 }
 
 /// A configuration with an unknown key: neither command takes it, and both say where it is.

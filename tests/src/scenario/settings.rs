@@ -69,15 +69,7 @@ pub fn play(options: &Options, host: &Host) -> Result<Outcome> {
     failures.extend(with_a_vf(&mut stage, host)?);
     failures.extend(put_back(&mut stage, host, &found)?);
     failures.extend(stage.end_daemon());
-    Ok(Outcome {
-        strategy: options.strategy.name().into(),
-        pool: host.pool.clone(),
-        switches: stage.watch.switches().map(Into::into).collect(),
-        probes: Vec::new(),
-        rates: Vec::new(),
-        passed: failures.is_empty(),
-        failures,
-    })
+    Ok(stage.outcome(&options, failures))
 }
 
 /// The daemon says that QEMU may not lock enough memory, and leaves it at that.

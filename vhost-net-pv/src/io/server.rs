@@ -237,7 +237,7 @@ impl Device {
                     }
                 }
                 Err(error) if is_passing(&error) => {}
-                // Front-ends that are served already do not suffer for one that cannot be.
+                // The system may have room for it soon; the device and its counters stay.
                 Err(error) if is_shortage(&error) => {
                     warn!(%error, "a front-end has to wait");
                     if self.wait(stopper, None, pause()) {

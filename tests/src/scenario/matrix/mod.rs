@@ -123,15 +123,7 @@ fn conclude(
     failures.extend(field.stage.end_daemon());
     println!("{}", table(rows));
     std::fs::write(field.stage.host.log("matrix.md"), table(rows))?;
-    Ok(Outcome {
-        strategy: options.strategy.name().into(),
-        pool: field.stage.host.pool.clone(),
-        switches: field.stage.watch.switches().map(Into::into).collect(),
-        probes: Vec::new(),
-        rates: Vec::new(),
-        passed: failures.is_empty(),
-        failures,
-    })
+    Ok(field.stage.outcome(options, failures))
 }
 
 /// Decisions are left to the pins.

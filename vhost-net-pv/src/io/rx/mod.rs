@@ -386,6 +386,18 @@ mod tests {
     }
 
     #[test]
+    fn frames_that_are_forgotten_while_held_are_told() {
+        let memory = memory();
+        let mut guest = Guest::new(&memory, 64, all());
+        guest.give(1536);
+        guest.send(&frame(20_000, 7));
+        assert_eq!(guest.run(), Turn::Starved);
+        assert_eq!(guest.state.reset(), 1);
+        assert_eq!(guest.state.reset(), 0);
+        assert!(!guest.state.is_holding());
+    }
+
+    #[test]
     fn an_index_that_jumps_takes_the_buffers_before_it_along() {
         let memory = memory();
         let mut guest = Guest::new(&memory, 64, all());
