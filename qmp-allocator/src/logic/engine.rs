@@ -291,10 +291,6 @@ impl Engine {
         self.next_round.saturating_sub(now)
     }
 
-    pub(super) fn members(&self, pool: &str) -> impl Iterator<Item = (&VmName, &Vm)> {
-        self.vms.iter().filter(move |(_, vm)| vm.spec.pool == pool)
-    }
-
     fn pool_view(&self, now: Duration, name: &str) -> PoolView {
         let free = self.free(now, name);
         let usable = self.usable_with(&free, name);
