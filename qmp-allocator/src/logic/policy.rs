@@ -65,7 +65,8 @@ impl Strategy {
 }
 
 /// What goes beyond the paper; by default nothing does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Tuning {
     /// By how much a VM must be busier than one that has a VF to take it, percent of the other's rate.
     pub margin_percent: u32,

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use flexvf_protocol::VmName;
+
+use super::ask::Considered;
 use super::vm::Vm;
-use super::{Desired, Engine};
+use super::{Desired, Engine, Settings};
 use crate::logic::policy::{self, Candidate, Rules};
 
 impl Engine {
@@ -23,33 +26,49 @@ impl Engine {
     }
 
     fn rank(&mut self, now: Duration, name: &str) {
-        let candidates: Vec<Candidate> = self
-            .members(name)
-            .filter(|(_, vm)| !vm.unregistered && vm.may_be_ranked())
-            .map(|(vm, it)| Candidate {
-                vm: vm.clone(),
-                rate_pps: it.last_interval.map(|(_, rate)| rate.pps),
-                holds_vf: it.hold.is_some(),
-                pin: it.spec.pin,
-                weight: it.spec.weight,
-                switch_took: it.switch_took(),
-            })
-            .collect();
+        let candidates = self.candidates(name, Vm::last_pps);
         let usable = self.usable(now, name);
-        let rules = Rules {
-            strategy: self.settings.strategy,
-            tuning: self.settings.tuning,
-            interval: self.settings.interval,
-        };
+        let rules = self.rules();
         let Some(pool) = self.pools.get_mut(name) else { return };
         let ranking = policy::rank(&rules, &candidates, usable, &mut pool.memory);
         pool.desired = Desired { winners: usable.min(ranking.len()), ranking };
         pool.places_before.clear();
+        let round = self.round;
+        pool.considered = Some(Considered { at: now, round, candidates, vfs: usable });
         self.seat_anew(name);
+    }
+
+    /// Who may be ranked, by name.
+    pub(super) fn candidates(
+        &self,
+        pool: &str,
+        rate_pps: impl Fn(&Vm) -> Option<f64>,
+    ) -> Vec<Candidate> {
+        let members = self.members(pool);
+        let open = members.filter(|(_, vm)| !vm.unregistered && vm.may_be_ranked());
+        let candidate = |(name, vm): (&VmName, &Vm)| Candidate {
+            vm: name.clone(),
+            rate_pps: rate_pps(vm),
+            holds_vf: vm.hold.is_some(),
+            pin: vm.spec.pin,
+            weight: vm.spec.weight,
+            switch_took: vm.switch_took(),
+        };
+        open.map(candidate).collect()
+    }
+
+    pub(super) const fn rules(&self) -> Rules {
+        let Settings { strategy, tuning, interval, .. } = self.settings;
+        Rules { strategy, tuning, interval }
     }
 }
 
 impl Vm {
+    /// The rate of the last interval that there were samples in.
+    pub(super) fn last_pps(&self) -> Option<f64> {
+        self.last_interval.map(|(_, rate)| rate.pps)
+    }
+
     /// The next switch is taken to last as long as the last one of its kind did: what the guest's
     /// memory costs to pin is in it.
     fn switch_took(&self) -> Option<Duration> {
