@@ -55,6 +55,10 @@ impl Daemon {
         );
         status.problems.extend(self.shared.host.notes());
         status.dry_run = self.shared.host.is_dry_run();
+        if status.dry_run {
+            // What was answered as if it were done.
+            status.switches.clear();
+        }
         status.recorder = self.recorder.as_ref().map(|recorder| recorder.status());
         let untold = status.recorder.iter().filter_map(|recorder| recorder.problem.clone());
         let untold = untold.map(|text| Problem { subject: "recorder".to_owned(), text });
