@@ -197,3 +197,45 @@ impl Asked {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logic::engine::Engine;
+    use crate::logic::engine::tests::world_after_a_decision;
+    use std::time::Duration;
+
+    fn asked(engine: &Engine, now: Duration) -> Asked {
+        Asked {
+            status: engine.status(now),
+            decisions: engine.decisions(),
+            questions: engine.questions(now),
+            at_ms: u64::try_from(now.as_millis()).unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_loser_is_told_its_place_and_what_it_would_take() {
+        let (engine, now) = world_after_a_decision(&[900.0, 500.0, 10.0], 1);
+        let told = asked(&engine, now).explain("vm2").unwrap();
+        assert_eq!((told.path, told.unready.clone()), ("pv", None));
+        let (last, now) = (told.last.unwrap(), told.now.unwrap());
+        assert_eq!((last.place, last.of, last.vfs, last.chosen), (3, 3, 1, false));
+        assert_eq!((last.round, last.ago_s > 0.0, now.round, now.ago_s), (1, true, 2, 0.0));
+        assert!(last.reason.contains("rank 3 of 3"), "{}", last.reason);
+        let outlook = told.outlook.unwrap();
+        assert!(outlook.turning_pps.unwrap() > now.pps.unwrap() && outlook.turning_round.is_none());
+    }
+
+    #[test]
+    fn a_plan_names_changes_only_and_nobody_has_to_know_the_vm() {
+        let (engine, now) = world_after_a_decision(&[900.0, 500.0, 10.0], 1);
+        let asked = asked(&engine, now);
+        let plan = asked.plan();
+        let [pool] = &plan.pools[..] else { panic!("{plan:?}") };
+        assert_eq!((pool.vfs, pool.ranked, pool.keep), (1, 3, 1));
+        assert!(pool.get.is_empty() && pool.lose.is_empty(), "{plan:?}");
+        let error = asked.explain("nobody").unwrap_err();
+        assert_eq!(error, "there is no VM \"nobody\"; `flexvf status` shows those there are");
+    }
+}

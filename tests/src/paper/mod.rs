@@ -1,7 +1,8 @@
 //! The paper's evaluation (section 6.4), as far as policies decide it: a report with plots.
 //!
 //! The policies are the product's own, asked round by round. What is not theirs is a model
-//! ([`model`]), and said to be one wherever a figure rests on it. Nothing here is measured on hardware.
+//! ([`model`]), and said to be one wherever a figure rests on it. What the testbed has measured can be added
+//! ([`switches`]); nothing is measured here.
 
 pub mod compare;
 pub mod ftp;
@@ -9,6 +10,7 @@ pub mod groups;
 pub mod model;
 pub mod report;
 pub mod svg;
+pub mod switches;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -19,6 +21,7 @@ use clap::Parser;
 use fastrand::Rng;
 use flexvf_protocol::VmName;
 use qmp_allocator::logic::policy::{Candidate, Memory, Rules, Strategy, Tuning, rank};
+use report::Report;
 
 /// Figures of the paper, played with the product's policies
 #[derive(Debug, Parser)]
@@ -27,6 +30,9 @@ pub struct Options {
     /// Folder for report.html, a CSV file a figure, and summary.json
     #[arg(long)]
     pub out: PathBuf,
+    /// A result of `scripts/demo --json`, for what a switch takes; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub measured: Vec<PathBuf>,
     /// Decides everything that is random
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -113,16 +119,24 @@ fn candidates(pps: &[f64], holders: &[bool]) -> Vec<Candidate> {
 pub fn run(options: &Options) -> Result<()> {
     let out = &options.out;
     std::fs::create_dir_all(out).with_context(|| format!("make {}", out.display()))?;
+    let mut measured = Vec::new();
+    for file in &options.measured {
+        measured.extend(switches::read(file)?);
+    }
     let groups = groups::play(options.seed);
     let ftp = ftp::play(options.seed);
     let shapes = compare::play(options.seed);
-    let files = [
+    let mut files = vec![
         ("figure7.csv", groups.csv()),
         ("figure8.csv", ftp.csv()),
         ("policies.csv", compare::csv(&shapes)),
-        ("summary.json", report::summary(options.seed, &groups, &ftp, &shapes)? + "\n"),
-        ("report.html", report::html(options.seed, &groups, &ftp, &shapes)),
     ];
+    if !measured.is_empty() {
+        files.push(("switches.csv", switches::csv(&measured)));
+    }
+    let report = Report { seed: options.seed, groups, ftp, shapes, measured };
+    files.push(("summary.json", report.summary()? + "\n"));
+    files.push(("report.html", report.html()));
     for (name, text) in files {
         let file = out.join(name);
         std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;

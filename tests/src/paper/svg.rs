@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::compare::Compared;
 use super::ftp::{Ftp, TRANSFER};
 use super::groups::{GROUPS_PPS, Groups, LatencyBox};
+use super::switches::Switches;
 use super::{Contender, INTERVAL};
 
 const WIDTH: f64 = 760.0;
@@ -85,7 +86,7 @@ pub fn latency(groups: &Groups) -> String {
     for (group, pps) in GROUPS_PPS.iter().enumerate() {
         let from = LEFT + slot * group as f64;
         let middle = from + slot / 2.0;
-        picture.word((middle, BOTTOM + 36.0), "middle", &format!("{:.0} kpps", pps / 1000.0));
+        picture.word((middle, BOTTOM + 42.0), "middle", &format!("{:.0} kpps", pps / 1000.0));
         for (index, name) in names.iter().enumerate() {
             let is_it = |it: &&LatencyBox| it.contender == *name && it.group_pps == *pps;
             let Some(found) = groups.boxes.iter().find(is_it) else { continue };
@@ -99,11 +100,11 @@ pub fn latency(groups: &Groups) -> String {
             let style = format!("fill=\"{colour}\" fill-opacity=\"0.45\" stroke=\"{colour}\"");
             picture.rect((x - 11.0, p75), (22.0, (p25 - p75).max(1.0)), &style);
             picture.line((x - 11.0, p50), (x + 11.0, p50), "var(--ink)", 2.0);
-            let on_vf = format!("{:.0} %", 100.0 * found.on_vf);
-            picture.word((x, BOTTOM + 16.0), "middle", &on_vf);
+            let on_vf = format!("{:.0}", 100.0 * found.on_vf);
+            picture.word((x, BOTTOM + 22.0), "middle", &on_vf);
         }
     }
-    picture.word((LEFT - 8.0, BOTTOM + 16.0), "end", "on VF");
+    picture.word((LEFT - 8.0, BOTTOM + 22.0), "end", "% on VF");
     picture.finish("Latency by group and policy")
 }
 
@@ -143,6 +144,43 @@ pub fn transfer(ftp: &Ftp) -> String {
     picture.finish("When the transferring VM has a VF")
 }
 
+/// A bar a step.
+pub fn switches(measured: &[Switches]) -> String {
+    const ROW: f64 = 18.0;
+    const NAME: f64 = 200.0;
+    let steps = || measured.iter().flat_map(|switches| &switches.steps_ms);
+    let most = steps().map(|(_, ms)| *ms).fold(1.0, f64::max);
+    let height = 10.0 + ROW * steps().count() as f64 + 16.0 * measured.len() as f64;
+    let mut picture = Picture::new(height);
+    let length = |ms: f64| ms / most * (WIDTH - NAME - 90.0);
+    picture.line((NAME, 4.0), (NAME, height - 12.0), "var(--grid)", 1.0);
+    let mut y = 10.0;
+    for (index, Switches { direction, pool, steps_ms, .. }) in measured.iter().enumerate() {
+        picture.word((4.0, y + 11.0), "start", &format!("{pool}, {direction}"));
+        for (step, ms) in steps_ms {
+            picture.word((NAME - 8.0, y + 11.0), "end", step);
+            let style = format!("fill=\"{}\"", colour(index + 2));
+            picture.rect((NAME, y), (length(*ms), ROW - 4.0), &style);
+            picture.word((NAME + length(*ms) + 6.0, y + 11.0), "start", &format!("{ms:.0} ms"));
+            y += ROW;
+        }
+        y += 16.0;
+    }
+    picture.finish("What each step of a switch takes")
+}
+
+/// A policy has one colour in all figures; with hysteresis a paler one.
+fn style_of(policy: &str) -> String {
+    let colour = match policy.split(',').next() {
+        Some("fair") => colour(2),
+        Some("activity") => colour(3),
+        Some("weighted") => colour(1),
+        _ => colour(0),
+    };
+    let opacity = if policy.contains("hysteresis") { 0.6 } else { 1.0 };
+    format!("fill=\"{colour}\" fill-opacity=\"{opacity}\"")
+}
+
 /// A bar a policy and shape.
 pub fn gain(shapes: &[Compared]) -> String {
     const ROW: f64 = 17.0;
@@ -157,12 +195,12 @@ pub fn gain(shapes: &[Compared]) -> String {
         picture.word((at, 12.0), "middle", &format!("{percent} %"));
     }
     let mut y = 34.0;
-    for (index, Compared { shape, policies }) in shapes.iter().enumerate() {
+    for Compared { shape, policies } in shapes {
         picture.word((4.0, y + 10.0), "start", shape);
         for row in policies {
             picture.word((NAME - 8.0, y + 10.0), "end", row.policy);
             let part = row.outcome.gain.clamp(0.0, 1.0);
-            let style = format!("fill=\"{}\"", colour(index + 1));
+            let style = style_of(row.policy);
             picture.rect((x(0.0), y), (x(part) - x(0.0), ROW - 4.0), &style);
             picture.word((x(part) + 6.0, y + 10.0), "start", &format!("{:.1}", 100.0 * part));
             y += ROW;

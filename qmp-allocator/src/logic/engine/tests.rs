@@ -287,3 +287,11 @@ fn a_decision_is_told_with_its_inputs_and_what_would_change_now() {
     world.run(world.interval());
     assert_eq!(world.engine.decisions()[0].vms[0].vm.as_str(), "vm2");
 }
+
+/// An engine whose VMs have sent at these rates for an interval and a bit, and when that is.
+pub(in crate::logic) fn world_after_a_decision(pps: &[f64], vfs: usize) -> (Engine, Duration) {
+    let mut world = World::new(Strategy::Activity, pps.len(), vfs);
+    world.set_rates(pps);
+    world.run(world.interval() + 5 * SECOND);
+    (world.engine, world.now)
+}
