@@ -63,7 +63,7 @@ enum Command {
     /// Compare the strategies over what the daemon has recorded
     ///
     /// RECORDING is the folder that the daemon records into (`state.recording` beside its state file, unless
-    /// [recorder] of its configuration says otherwise), one of that folder's files, or a CSV file as for `flexvf simulate`.
+    /// its configuration names another), one of that folder's files, or a CSV file as for `flexvf simulate`.
     /// `as decided` is what the daemon's own decisions were worth. The table is that of `flexvf simulate`.
     Replay(replay::Args),
 }

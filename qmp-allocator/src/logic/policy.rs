@@ -2,7 +2,7 @@
 //!
 //! A policy sees candidates and answers an order; how many VFs there are, who is ready to take one
 //! and what has to move is not its business but [`super::reconcile`]'s. Adding a policy is one file
-//! here with a [`Policy`] in it, and a line in [`Strategy`].
+//! here with a `Policy` in it, and a line in [`Strategy`].
 //!
 //! What a policy remembers is a [`Standing`] for each VM: counts of rounds, so that neither a restart nor a
 //! clock changes what they mean.

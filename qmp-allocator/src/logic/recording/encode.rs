@@ -38,6 +38,10 @@ impl Encoder {
     pub fn add(&mut self, entry: &Entry, out: &mut Vec<u8>) {
         match entry {
             Entry::Vm(vm, member) => {
+                // All are told again whenever one of their files changes.
+                if self.members.get(vm) == Some(member) && self.named.contains_key(vm) {
+                    return;
+                }
                 self.members.insert(vm.clone(), member.clone());
                 self.name(vm, member, out);
             }

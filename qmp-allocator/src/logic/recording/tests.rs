@@ -92,6 +92,16 @@ fn a_sample_of_a_steady_vm_takes_eight_bytes() {
 }
 
 #[test]
+fn a_registration_that_is_told_again_takes_no_room() {
+    let once = [Entry::Vm(name("web"), member())];
+    let twice = [once.clone(), once.clone()].concat();
+    assert_eq!(encoded(&twice), encoded(&once));
+    let changed = Entry::Vm(name("web"), Member { weight: 2, ..member() });
+    let gone = [once[0].clone(), Entry::Gone(name("web")), once[0].clone(), changed];
+    assert_eq!(decoded(&encoded(&gone)), gone);
+}
+
+#[test]
 fn another_file_names_the_registered_vms_anew() {
     let (mut encoder, mut bytes) = (Encoder::default(), Vec::new());
     a_few().iter().for_each(|entry| encoder.add(entry, &mut bytes));
