@@ -47,8 +47,11 @@ fn render(told: &Value) -> String {
         Value::Null => out.push_str("No decision of this daemon has ranked it yet.\n"),
         last => {
             let (round, ago) = (last["round"].as_u64().unwrap_or(0), number(last, "ago_s"));
-            let _ =
-                writeln!(out, "Decided {ago:.0} s ago, in round {round}: {}", decided(last, "was"));
+            let _ = writeln!(
+                out,
+                "Decided {ago:.0} s ago, in round {round}: {}",
+                decided(last, ["was", "was not"])
+            );
         }
     }
     match &told["now"] {
@@ -58,7 +61,7 @@ fn render(told: &Value) -> String {
             let _ = writeln!(
                 out,
                 "If it were decided now (it will be in {next:.0} s): {}",
-                decided(now, "would be")
+                decided(now, ["would be", "would not be"])
             );
             outlook(told, now, &mut out);
         }
@@ -67,14 +70,14 @@ fn render(told: &Value) -> String {
 }
 
 /// In words, what a decision makes of it.
-fn decided(told: &Value, verb: &str) -> String {
+fn decided(told: &Value, [is, is_not]: [&str; 2]) -> String {
     let count = |key| told[key].as_u64().unwrap_or(0);
     let (place, of, vfs) = (count("place"), count("of"), count("vfs"));
-    let not = if told["chosen"] == true { "" } else { "not " };
-    let mut out = format!("it {verb} {not}chosen, place {place} of {of} for {vfs} VF(s)");
+    let verb = if told["chosen"] == true { is } else { is_not };
+    let mut out = format!("it {verb} chosen, place {place} of {of} for {vfs} VF(s)");
     match (told["displaces"].as_str(), told["displaced_by"].as_str()) {
-        (Some(other), _) => drop(write!(out, ", and displace {other}")),
-        (None, Some(other)) => drop(write!(out, ", and give way to {other}")),
+        (Some(other), _) => drop(write!(out, ", with the VF of {other}")),
+        (None, Some(other)) => drop(write!(out, ", and its VF goes to {other}")),
         (None, None) => {}
     }
     if let Some(reason) = told["reason"].as_str() {
@@ -153,8 +156,8 @@ mod tests {
     fn it_tells_why_and_what_it_would_take() {
         let expected = "\
 web has no VF: rank 3 of 3 at 10 packets/s
-Decided 20 s ago, in round 7: it was not chosen, place 3 of 3 for 2 VF(s), and give way to db: rank 3 of 3 at 10 packets/s.
-If it were decided now (it will be in 280 s): it would be not chosen, place 3 of 3 for 2 VF(s): rank 3 of 3 at 12 packets/s.
+Decided 20 s ago, in round 7: it was not chosen, place 3 of 3 for 2 VF(s), and its VF goes to db: rank 3 of 3 at 10 packets/s.
+If it were decided now (it will be in 280 s): it would not be chosen, place 3 of 3 for 2 VF(s): rank 3 of 3 at 12 packets/s.
 It would be chosen from 500 packets/s on (now 12), all else as it is.
 If rates stay as they are, that stays so for 288 round(s) at least.
 `pin = \"vf\"` in its registration would put it before all that are not pinned.
