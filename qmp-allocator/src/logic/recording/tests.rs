@@ -8,7 +8,7 @@ use super::gather::{Cut, Gathered, Gatherer};
 use super::*;
 use crate::logic::decision::tests::decision;
 use crate::logic::policy::Strategy;
-use crate::logic::rate::{Count, Trust};
+use crate::logic::rate::{Count, RateMeter, Trust};
 
 fn name(text: &str) -> VmName {
     text.parse().unwrap()
@@ -268,4 +268,37 @@ fn who_could_not_have_had_a_vf_is_not_asked_about() {
     for interval in gathered.demand.intervals {
         assert_eq!(interval.seen_pps, [Some(5.0), None, None]);
     }
+}
+
+#[test]
+fn rates_are_those_that_the_daemon_went_by() {
+    let constant = Duration::from_secs(20);
+    let cut = Cut { rate_time_constant: constant, ..CUT };
+    let mut mean = RateMeter::new(cut.link_mbps);
+    let mut average = RateMeter::new(cut.link_mbps).with_time_constant(constant);
+    let (mut entries, mut wanted) = (vec![Entry::Vm(name("a"), member())], Vec::new());
+    let mut packets = 0;
+    for step in 1..400u64 {
+        // Uneven in time and number, with a reset, samples that failed, and a VF now and then.
+        packets = if step == 150 { 0 } else { packets + step * 7919 % 1000 };
+        let at = Duration::from_micros(step * 250_000 + step * 7_919 % 1_000);
+        let pv = host(1, packets).filter(|_| step % 13 != 0);
+        let vf = host(2 + step / 100, step * 31).filter(|_| step % 100 > 50);
+        let sample = Sample { at, pv, vf };
+        mean.on_sample(sample);
+        average.on_sample(sample);
+        entries.push(Entry::Sample(name("a"), sample));
+        if step % 40 == 0 {
+            entries.push(Entry::Decision(decision(&[("a", 0.0, false)], 1)));
+            let of = |meter: &mut RateMeter| meter.end_interval().unwrap().pps;
+            wanted.push((of(&mut mean), Some(of(&mut average))));
+        }
+    }
+    let mut gatherer = Gatherer::new(cut);
+    gatherer.begin(head(0));
+    Decoder::default().read(&encoded(&entries), |item| gatherer.take(item)).unwrap();
+    let [gathered] = gatherer.finish().try_into().unwrap();
+    let intervals = gathered.demand.intervals.iter();
+    let found: Vec<_> = intervals.map(|it| (it.sent_pps[0], it.seen_pps[0])).collect();
+    assert_eq!(found, wanted[1..]);
 }
