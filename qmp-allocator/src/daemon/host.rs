@@ -17,6 +17,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use self::health::Health;
+use super::Mode;
 use super::state::boot_id;
 use crate::config::{Config, EmulatedPool, Pool, PoolKind, SriovPool, VfRange, VfioKind, VmConfig};
 use crate::io::found::Found;
@@ -38,6 +39,7 @@ pub(super) struct Host {
     health: Health,
     /// By pool.
     counted: Mutex<BTreeMap<String, Counted>>,
+    mode: Mode,
 }
 
 /// Where a VF is.
@@ -98,7 +100,7 @@ pub(super) enum HostError {
 }
 
 impl Host {
-    pub(super) fn new(config: &Config) -> Result<Self, HostError> {
+    pub(super) fn new(config: &Config, mode: Mode) -> Result<Self, HostError> {
         Ok(Self {
             pools: config.pools.clone(),
             sysfs: Sysfs::host(),
@@ -108,7 +110,13 @@ impl Host {
             found: Arc::new(Found::new(config.state_file.with_extension("vfs"), boot_id())),
             health: Health::default(),
             counted: Mutex::default(),
+            mode,
         })
+    }
+
+    /// Everything stays as it is: whatever would change something does nothing.
+    pub(super) fn is_dry_run(&self) -> bool {
+        self.mode == Mode::DryRun
     }
 
     /// The VFs of a pool that may be given away as it is now, and what is wrong with it.

@@ -8,6 +8,7 @@
 //! Left out on purpose: how an action is carried out, how long a single one may take (its report
 //! always comes), and everything that is read from files.
 
+mod ask;
 mod decide;
 mod event;
 mod index;
@@ -25,6 +26,7 @@ use super::rate::RateMeter;
 use super::reconcile::{Desired, PoolView, Step, near, reconcile};
 use super::switch::{Action, Direction, Input, Outcome, Phase, Record, Report, Tenure};
 use super::vf::VfId;
+use ask::Considered;
 pub use event::{Command, Event, Settings, SwitchEnd};
 use index::{Index, Seats};
 pub use saved::{Saved, SavedPool};
@@ -60,6 +62,8 @@ pub(super) struct Pool {
     /// NUMA nodes of VFs, where the host has several.
     nodes: BTreeMap<VfId, u32>,
     memory: Memory,
+    /// What the last decision went by, for whoever asks.
+    considered: Option<Considered>,
     /// By an earlier daemon's ranking, until this one has decided.
     places_before: BTreeMap<VmName, usize>,
     seats: Seats,
@@ -291,6 +295,10 @@ impl Engine {
         self.next_round.saturating_sub(now)
     }
 
+    pub(super) fn members(&self, pool: &str) -> impl Iterator<Item = (&VmName, &Vm)> {
+        self.vms.iter().filter(move |(_, vm)| vm.spec.pool == pool)
+    }
+
     fn pool_view(&self, now: Duration, name: &str) -> PoolView {
         let free = self.free(now, name);
         let usable = self.usable_with(&free, name);
@@ -355,4 +363,4 @@ impl Engine {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

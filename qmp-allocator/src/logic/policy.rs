@@ -2,7 +2,7 @@
 //!
 //! A policy sees candidates and answers an order; how many VFs there are, who is ready to take one
 //! and what has to move is not its business but [`super::reconcile`]'s. Adding a policy is one file
-//! here with a [`Policy`] in it, and a line in [`Strategy`].
+//! here with a `Policy` in it, and a line in [`Strategy`].
 //!
 //! What a policy remembers is a [`Standing`] for each VM: counts of rounds, so that neither a restart nor a
 //! clock changes what they mean.
@@ -65,7 +65,8 @@ impl Strategy {
 }
 
 /// What goes beyond the paper; by default nothing does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Tuning {
     /// By how much a VM must be busier than one that has a VF to take it, percent of the other's rate.
     pub margin_percent: u32,

@@ -83,6 +83,16 @@ pub struct Switch {
 impl Daemon {
     /// Starts it; no VM is registered yet.
     pub fn start(folder: &Path, log: &Path, settings: &Settings) -> Result<Self> {
+        Self::start_with(folder, log, settings, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn start_with(
+        folder: &Path,
+        log: &Path,
+        settings: &Settings,
+        arguments: &[&str],
+    ) -> Result<Self> {
         let vms_dir = folder.join("vms");
         fs::create_dir_all(&vms_dir).with_context(|| format!("make {}", vms_dir.display()))?;
         let (config, control) = (folder.join("flexvf.toml"), folder.join("control.sock"));
@@ -96,7 +106,8 @@ impl Daemon {
         );
         fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
         let mut command = Command::new("flexvf");
-        let child = Child::start("flexvf", command.arg("run").arg("-c").arg(&config), log)?;
+        let child =
+            Child::start("flexvf", command.arg("run").args(arguments).arg("-c").arg(&config), log)?;
         let mut daemon = Self { child, vms_dir, control };
         daemon.until(PATIENCE, "flexvf answers", |_| true)?;
         Ok(daemon)

@@ -3,12 +3,14 @@
 //! `flexvf-scenario` runs on the testbed's host. [`stage`] holds what every scenario has running;
 //! [`follow`] is the demo, [`crash`] kills the daemon and a QEMU at any time, [`matrix`] at each moment of
 //! a switch, [`bad_input`] makes every mistake that an operator can; [`hostile`] has made-up VMs that misbehave;
+//! [`explain`] looks at what operators are told, at a recording and at a dry run;
 //! [`settings`] looks at what becomes of a VF, [`pv`] has no daemon and is about the PV path alone. What a
 //! scenario sees goes to stdout as it happens, to `details.json` in the
 //! testbed's folder, and in the promised form to the file of `--json`.
 
 pub mod bad_input;
 pub mod crash;
+pub mod explain;
 pub mod follow;
 pub mod hostile;
 pub mod io;
@@ -102,6 +104,8 @@ pub enum Scenario {
     Settings,
     /// Made-up QEMUs and guests that send what they should not, among others that behave
     Hostile,
+    /// What operators are told of decisions, a recording replayed, and a dry run
+    Explain,
     /// The PV path alone: kills, reconnects, reboot, migration, counters
     Pv,
 }
@@ -143,6 +147,7 @@ pub fn run(options: &Options) -> Result<bool> {
         Scenario::BadInput => bad_input::play(options, &host),
         Scenario::Settings => settings::play(options, &host),
         Scenario::Hostile => hostile::play(options, &host),
+        Scenario::Explain => explain::play(options, &host),
         Scenario::Pv => return pv::run(options, &host),
     };
     // A run that broke off is a result too: whoever reads the file must not find an older one.

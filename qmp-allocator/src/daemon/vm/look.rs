@@ -34,6 +34,10 @@ impl VmTask {
             Some(Held { vf, port: device.port.clone().unwrap_or_default() })
         });
         let held = held.next();
+        if held.is_none() && self.shared.host.is_dry_run() {
+            // There is no switch to end with it.
+            self.holds = None;
+        }
         let mut complaints: Vec<String> = seen.ports.iter().filter_map(complaint).collect();
         if let Some(held) = &held
             && self.holds.is_none()
@@ -93,6 +97,9 @@ impl VmTask {
 
     /// Back-ends of devices that went while nobody looked would hold their TAPs for ever.
     pub(super) async fn clear_remains(&self, vmm: &QmpVmm) {
+        if self.shared.host.is_dry_run() {
+            return;
+        }
         let ids = self.shared.host.tap_devices(&self.config);
         if let Err(error) = vmm.forget_all(&ids).await {
             debug!(%error, "back-ends kept");

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use flexvf_protocol::VmName;
 
+use super::ask::Considered;
 use super::vm::Vm;
-use super::{Desired, Engine};
+use super::{Desired, Engine, Settings};
 use crate::logic::policy::{self, Candidate, Rules};
 
 impl Engine {
@@ -19,30 +20,40 @@ impl Engine {
         // One walk: thousands of VMs do not fit into a cache, and are fetched from memory each time.
         for (name, vm) in &mut self.vms {
             vm.end_interval(round);
-            if vm.unregistered || !vm.may_be_ranked() {
-                continue;
-            }
             if let Some(candidates) = pools.get_mut(&vm.spec.pool) {
-                candidates.push(vm.candidate(name));
+                candidates.extend(vm.candidate(name, Vm::last_pps));
             }
         }
         for (name, candidates) in pools {
-            self.rank(now, &name, &candidates);
+            self.rank(now, &name, candidates);
         }
     }
 
-    fn rank(&mut self, now: Duration, name: &str, candidates: &[Candidate]) {
+    fn rank(&mut self, now: Duration, name: &str, candidates: Vec<Candidate>) {
         let usable = self.usable(now, name);
-        let rules = Rules {
-            strategy: self.settings.strategy,
-            tuning: self.settings.tuning,
-            interval: self.settings.interval,
-        };
+        let rules = self.rules();
         let Some(pool) = self.pools.get_mut(name) else { return };
-        let ranking = policy::rank(&rules, candidates, usable, &mut pool.memory);
+        let ranking = policy::rank(&rules, &candidates, usable, &mut pool.memory);
         pool.desired = Desired { winners: usable.min(ranking.len()), ranking };
         pool.places_before.clear();
+        let round = self.round;
+        pool.considered = Some(Considered { at: now, round, candidates, vfs: usable });
         self.seat_anew(name);
+    }
+
+    /// Who may be ranked, by name.
+    pub(super) fn candidates(
+        &self,
+        pool: &str,
+        rate_pps: impl Fn(&Vm) -> Option<f64>,
+    ) -> Vec<Candidate> {
+        let members = self.members(pool);
+        members.filter_map(|(name, vm)| vm.candidate(name, &rate_pps)).collect()
+    }
+
+    pub(super) const fn rules(&self) -> Rules {
+        let Settings { strategy, tuning, interval, .. } = self.settings;
+        Rules { strategy, tuning, interval }
     }
 }
 
@@ -53,15 +64,25 @@ impl Vm {
         self.turns += u64::from(self.on_vf());
     }
 
-    fn candidate(&self, name: &VmName) -> Candidate {
-        Candidate {
+    /// None for one that is not to be ranked.
+    fn candidate(
+        &self,
+        name: &VmName,
+        rate_pps: impl Fn(&Self) -> Option<f64>,
+    ) -> Option<Candidate> {
+        (!self.unregistered && self.may_be_ranked()).then(|| Candidate {
             vm: name.clone(),
-            rate_pps: self.last_interval.map(|(_, rate)| rate.pps),
+            rate_pps: rate_pps(self),
             holds_vf: self.hold.is_some(),
             pin: self.spec.pin,
             weight: self.spec.weight,
             switch_took: self.switch_took(),
-        }
+        })
+    }
+
+    /// The rate of the last interval that there were samples in.
+    pub(super) fn last_pps(&self) -> Option<f64> {
+        self.last_interval.map(|(_, rate)| rate.pps)
     }
 
     /// The next switch is taken to last as long as the last one of its kind did: what the guest's
