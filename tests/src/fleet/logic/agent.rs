@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use flexvf_protocol::agent::{
     ACTIVATE, ActivateArguments, AgentCounters, AgentStatus, COUNTERS, JOIN_VF, LEAVE_VF,
-    LinkCounters, Path, STATUS, VfAnswer, VfArguments,
+    LinkCounters, PROTOCOL, Path, STATUS, VfAnswer, VfArguments,
 };
 use flexvf_protocol::frame::RESET_BYTE;
 use serde::Serialize;
@@ -29,6 +29,7 @@ impl Machine {
             STATUS => json_of(&self.status()),
             COUNTERS => json_of(&AgentCounters {
                 boot_id: BOOT_ID.into(),
+                started_ns: 0,
                 boottime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
                 bond: Some(LinkCounters::default()),
                 pv: Some(LinkCounters::default()),
@@ -57,7 +58,9 @@ impl Machine {
     fn status(&self) -> AgentStatus {
         AgentStatus {
             version: VERSION.into(),
+            protocol: PROTOCOL,
             boot_id: BOOT_ID.into(),
+            started_ns: 0,
             epoch: self.epoch,
             bond: Some("bond0".into()),
             bond_mac: Some(self.mac),
