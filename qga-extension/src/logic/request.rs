@@ -195,6 +195,14 @@ mod tests {
     }
 
     #[test]
+    fn a_number_of_many_digits_comes_back_as_the_same_number() {
+        let id = "5".repeat(39);
+        let request = Request::parse(format!(r#"{{"execute":"guest-ping","id":{id}}}"#).as_bytes());
+        let echoed = request.id.unwrap().to_string();
+        assert_eq!(echoed.parse::<f64>(), id.parse());
+    }
+
+    #[test]
     fn what_is_not_a_request_says_what_is_wrong_with_it() {
         assert!(generic("{\"execute\": ").starts_with("JSON parse error"));
         assert_eq!(generic("[]"), "a request is a JSON object");

@@ -49,6 +49,22 @@ pub fn identity(number: u8) -> Result<(VmName, Ipv4Addr)> {
     Ok((vm, Ipv4Addr::new(10, 77, 0, 10 + number)))
 }
 
+/// More options for a guest's QEMU: a way into it, past its network.
+pub fn shell_options(host: &Host, number: u8) -> Vec<String> {
+    let socket = shell_socket(host, &format!("vm{number}"));
+    vec![
+        "-chardev".into(),
+        format!("socket,id=shell,path={},server=on,wait=off", socket.display()),
+        "-device".into(),
+        "virtserialport,chardev=shell,name=flexvf.shell".into(),
+    ]
+}
+
+/// The host's end of it.
+pub fn shell_socket(host: &Host, vm: &str) -> PathBuf {
+    host.run.join(format!("{vm}-shell.sock"))
+}
+
 impl Guest {
     /// Starts the `number`th guest, with more options for its QEMU.
     ///
