@@ -3,12 +3,13 @@
 //! `flexvf-scenario` runs on the testbed's host. [`stage`] holds what every scenario has running;
 //! [`follow`] is the demo, [`crash`] kills the daemon and a QEMU at any time, [`matrix`] at each moment of
 //! a switch, [`bad_input`] makes every mistake that an operator can; [`hostile`] has made-up VMs that misbehave;
-//! [`switches`] counts what planned switches cost a guest, and an unplanned one; [`settings`] looks at what becomes of a VF, [`pv`] has no daemon and is about the PV path alone. What a
+//! [`debian`] is about a guest as people have them, [`switches`] counts what planned switches cost a guest, and an unplanned one; [`settings`] looks at what becomes of a VF, [`pv`] has no daemon and is about the PV path alone. What a
 //! scenario sees goes to stdout as it happens, to `details.json` in the
 //! testbed's folder, and in the promised form to the file of `--json`.
 
 pub mod bad_input;
 pub mod crash;
+pub mod debian;
 pub mod follow;
 pub mod hostile;
 pub mod io;
@@ -69,10 +70,16 @@ pub struct Options {
     /// Connections to cut (pv)
     #[arg(long, default_value_t = 1000)]
     pub reconnects: u64,
+    /// What guests boot instead of the testbed's own image (debian)
+    #[arg(long)]
+    pub guest_initrd: Option<PathBuf>,
+    /// The guest has net_failover instead of bond and agent (switches)
+    #[arg(long)]
+    pub failover: bool,
     /// Bytes a second of the TCP transfer, each way (switches)
     #[arg(long, default_value_t = 200_000)]
     pub tcp_bytes_per_s: u64,
-    /// Probes that planned switches may lose, each way (switches)
+    /// Probes that planned switches may lose, each way, more than are lost without one (switches)
     #[arg(long, default_value_t = 0)]
     pub max_lost: u64,
     /// Queue pairs of the guest's NIC, and processors of the guest (pv)
@@ -112,6 +119,8 @@ pub enum Scenario {
     Hostile,
     /// A guest that goes to its VF and back again and again, under traffic that is counted
     Switches,
+    /// A Debian guest with systemd, the agent from its package and a stock qemu-ga beside it
+    Debian,
     /// The PV path alone: kills, reconnects, reboot, migration, counters
     Pv,
 }
@@ -153,6 +162,7 @@ pub fn run(options: &Options) -> Result<bool> {
         Scenario::BadInput => bad_input::play(options, &host),
         Scenario::Settings => settings::play(options, &host),
         Scenario::Hostile => hostile::play(options, &host),
+        Scenario::Debian => debian::play(options, &host),
         Scenario::Switches => switches::play(options, &host),
         Scenario::Pv => return pv::run(options, &host),
     };

@@ -57,7 +57,8 @@ pub fn play(options: &Options, host: &Host) -> Result<Outcome> {
     run.pin("pv")?;
     run.stage.start_daemon()?;
     // Its agent is heard, and the bond stands.
-    run.until("the guest can switch", |vm| vm.agent == "flexvf" && vm.path == "pv")?;
+    let agent = if options.failover { "net-failover" } else { "flexvf" };
+    run.until("the guest can switch", |vm| vm.agent == agent && vm.path == "pv")?;
     let mut rows = vec![run.row("nothing", |_| {
         sleep(REST);
         Ok(())
@@ -104,16 +105,9 @@ impl Run {
         Ok(Self { stage, vm, target, shell })
     }
 
-    /// The operator's word, under another name first: the daemon must never read half a file.
     fn pin(&mut self, path: &str) -> Result<()> {
-        let text = self.stage.guest(&self.vm)?.registration();
-        let text = text.with_context(|| format!("{} is not registered", self.vm))?;
-        let lines = text.lines().filter(|line| !line.starts_with("pin "));
-        let text = lines.fold(String::new(), |text, line| text + line + "\n");
-        let folder = self.stage.host.vms_dir();
-        let new = folder.join(format!(".{}.new", self.vm));
-        std::fs::write(&new, format!("{text}pin = \"{path}\"\n"))?;
-        Ok(std::fs::rename(&new, folder.join(format!("{}.toml", self.vm)))?)
+        let vm = self.vm.clone();
+        self.stage.pin(&vm, path)
     }
 
     fn until(
@@ -173,6 +167,10 @@ impl Run {
 
     fn failures(&self, rows: &[Row], rounds: usize, max_lost: u64) -> Vec<String> {
         let mut failures = Vec::new();
+        // An emulated guest on a busy machine loses one now and then by itself.
+        let at_rest =
+            rows.first().map(|row| [row.account.to_guest.lost, row.account.from_guest.lost]);
+        let at_rest = at_rest.unwrap_or_default();
         for direction in ["to_vf", "to_pv"] {
             let switches =
                 self.stage.watch.switches().filter(|it| it.switch.direction == direction);
@@ -183,10 +181,10 @@ impl Run {
             }
             failures.extend(other.iter().map(|it| format!("a switch ended so: {:?}", it.switch)));
         }
-        for Row { what, account, .. } in rows {
+        for Row { what, account, .. } in rows.iter().skip(1) {
             let ways = [("to", &account.to_guest), ("from", &account.from_guest)];
-            for (way, probes) in ways {
-                if probes.lost > max_lost {
+            for ((way, probes), at_rest) in ways.into_iter().zip(at_rest) {
+                if probes.lost > at_rest + max_lost {
                     failures.push(format!("{what}: {} probes {way} the guest lost", probes.lost));
                 }
             }

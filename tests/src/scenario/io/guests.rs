@@ -38,6 +38,10 @@ pub struct Launch {
     pub memory_mib: u32,
     /// For its kernel's command line.
     pub append: String,
+    /// What it boots instead of the testbed's own image.
+    pub initrd: Option<PathBuf>,
+    /// With net_failover instead of bond and agent.
+    pub failover: bool,
 }
 
 /// The guests' command line, as the testbed has it.
@@ -80,12 +84,15 @@ impl Guest {
             .args(["--memory", &launch.memory_mib.to_string()])
             .arg("--run-dir")
             .arg(&host.guests_run)
+            .args(launch.failover.then_some("--failover"))
             .args(["--", "-qmp"])
             .arg(format!("unix:{},server=on,wait=off", qmp.display()))
             .args(more);
-        if !launch.append.is_empty() {
-            let append = std::env::var(GUEST_APPEND).unwrap_or_default();
-            command.env(GUEST_APPEND, format!("{append} {}", launch.append));
+        let bond = if launch.failover { " flexvf.bond=failover" } else { "" };
+        let append = std::env::var(GUEST_APPEND).unwrap_or_default();
+        command.env(GUEST_APPEND, format!("{append} {}{bond}", launch.append));
+        if let Some(initrd) = &launch.initrd {
+            command.env("FLEXVF_GUEST_INITRD", initrd);
         }
         let log = host.log(&format!("{vm}-launch.log"));
         let launcher = Child::start(vm.as_str(), &mut command, &log)?;
