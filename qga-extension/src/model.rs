@@ -144,10 +144,11 @@ impl ModelKernel {
                 self.link(link)?;
                 self.set_mac(link, Some(mac))?;
             }
-            Step::CreateBond(ref name) => {
+            Step::CreateBond { ref name, mac } => {
                 let bond = Link {
                     index: BOND,
                     name: name.clone(),
+                    mac,
                     bond: Some(Bond::default()),
                     ..Link::default()
                 };

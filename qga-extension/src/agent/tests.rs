@@ -201,7 +201,8 @@ fn counters_without_a_look_are_those_of_a_look() {
 fn a_bond_is_made_once_and_found_complete_by_the_next_agent() {
     let mut first = bare_agent();
     // The module's own bond0, which a script has already set up.
-    first.kernel.apply(&Step::CreateBond("bond0".into())).now_or_never();
+    let module = Step::CreateBond { name: "bond0".into(), mac: None };
+    first.kernel.apply(&module).now_or_never();
     first.kernel.apply(&Step::SetUp(BOND)).now_or_never();
     first.create_bond("bond0").now_or_never().unwrap().unwrap();
     assert_eq!(first.kernel.active(), Some(PV));

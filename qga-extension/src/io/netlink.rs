@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use flexvf_protocol::MacAddr;
 use flexvf_protocol::agent::LinkCounters;
 use futures_util::TryStreamExt;
 use netlink_packet_route::link::{
@@ -64,8 +65,12 @@ impl Netlink {
         request.set_flags(NLM_F_REQUEST | NLM_F_ACK).execute().await
     }
 
-    async fn create_bond(&self, name: &str) -> Result<(), rtnetlink::Error> {
-        let result = self.handle.link().add(LinkBond::new(name).build()).execute().await;
+    async fn create_bond(&self, name: &str, mac: Option<MacAddr>) -> Result<(), rtnetlink::Error> {
+        let mut bond = LinkBond::new(name);
+        if let Some(mac) = mac {
+            bond = bond.address(mac.octets().to_vec());
+        }
+        let result = self.handle.link().add(bond.build()).execute().await;
         match result {
             // Loading the module makes a bond0 by itself.
             Err(error) if io_error(&error).kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -124,7 +129,7 @@ impl Kernel for Netlink {
                 self.change(message).await
             }
             Step::ConfigureBond(bond) => self.change(bond_settings(*bond)).await,
-            Step::CreateBond(name) => self.create_bond(name).await,
+            Step::CreateBond { name, mac } => self.create_bond(name, *mac).await,
         };
         result.map_err(|error| failed(&format!("{step:?}"), &error))
     }

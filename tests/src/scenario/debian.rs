@@ -200,6 +200,9 @@ impl Run {
         let there = self.stage.tick_until(SWITCH_S, |status| {
             status.vms.iter().any(|it| it.vm == vm && it.path == path)
         })?;
-        there.map(drop).with_context(|| format!("{vm} is not on {path} within {SWITCH_S} s"))
+        let said = self.stage.watch.last().complaints().join("; ");
+        there.map(drop).with_context(|| {
+            format!("{} is not on {path} within {SWITCH_S} s; the daemon: {said}", self.vm)
+        })
     }
 }
