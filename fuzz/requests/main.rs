@@ -83,7 +83,7 @@ impl Guest {
         let mut agent = Agent::new(kernel, model::selector(), Identity::default());
         now(agent.create_bond("bond0")).expect("nothing is in the way of a bond");
         agent.kernel_mut().tick();
-        let splitter = LineSplitter::new(MAX_AGENT_LINE).with_reset_byte();
+        let splitter = LineSplitter::new(MAX_AGENT_LINE).with_reset_byte().with_objects();
         Self { agent, splitter, vfs: [None; 2], counted: 0 }
     }
 

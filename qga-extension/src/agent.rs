@@ -378,7 +378,7 @@ impl From<plan::Refusal> for Fault {
 }
 
 const fn new_splitter() -> LineSplitter {
-    LineSplitter::new(MAX_AGENT_LINE).with_reset_byte()
+    LineSplitter::new(MAX_AGENT_LINE).with_reset_byte().with_objects()
 }
 
 /// Bytes taken from the host at once: a request is a hundred.
