@@ -205,7 +205,7 @@ impl Program {
             return Vec::new();
         };
         let backend = Backend::Vfio { host, node: None };
-        let plug = Plug { device_id: backend.device_id(), port, backend };
+        let plug = Plug { device_id: backend.device_id(), port, backend, failover: None };
         let report = now_or_never(carry_out(&it.vmm, action, &plug)).flatten();
         let report = report.unwrap_or(match action {
             Action::Join => Report::Vf(VfState::Ready),

@@ -38,6 +38,10 @@ pub struct VmConfig {
     pub weight: u32,
     /// `pin = "vf"` or `"pv"`: always on one path.
     pub pin: Option<Pin>,
+    /// `failover = "pv"`: QEMU's id of the PV NIC, a virtio-net device with `failover=on`. The guest's own
+    /// net_failover takes the VF then, which has the PV NIC's address; there is no bond, and no agent is
+    /// needed.
+    pub failover: Option<String>,
     /// `numa_node = 1`: the node that it runs on, whose VFs suit it best. Without it, the one that
     /// QEMU's memory is bound to.
     pub numa_node: Option<u32>,
@@ -57,6 +61,7 @@ struct Raw {
     pool: Option<String>,
     weight: Option<Spanned<u32>>,
     pin: Option<Pin>,
+    failover: Option<Spanned<String>>,
     numa_node: Option<u32>,
     vlan: Option<Spanned<u16>>,
     qos: Option<Spanned<u8>>,
@@ -112,6 +117,7 @@ impl VmConfig {
             pool: raw.pool.unwrap_or_else(|| "default".into()),
             weight: weight(&text, raw.weight.as_ref())?,
             pin: raw.pin,
+            failover: raw.failover.as_ref().map(|id| failover(&text, id)).transpose()?,
             numa_node: raw.numa_node,
         })
     }
@@ -138,6 +144,14 @@ fn ports(text: &Text, ports: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<Strin
     }
     // In the order of the file: the first empty one is taken.
     Ok(ports.get_ref().iter().map(|p| p.get_ref().clone()).collect())
+}
+
+fn failover(text: &Text, id: &Spanned<String>) -> Result<String, ConfigError> {
+    if is_qemu_id(id.get_ref()) {
+        return Ok(id.get_ref().clone());
+    }
+    let what = format!("{:?} is no id of QEMU's", id.get_ref());
+    Err(text.refuse(id, what, "give the id of the virtio-net device that has failover=on"))
 }
 
 fn weight(text: &Text, weight: Option<&Spanned<u32>>) -> Result<u32, ConfigError> {
@@ -208,6 +222,14 @@ mod tests {
         ] {
             assert_eq!(load("web.toml", &format!("{GOOD}{key}\n")).unwrap_err(), error);
         }
+    }
+
+    #[test]
+    fn a_failover_device_is_named_by_its_id() {
+        let vm = load("web.toml", &format!("{GOOD}failover = \"pv\"\n")).unwrap();
+        assert_eq!(vm.failover.as_deref(), Some("pv"));
+        let error = load("web.toml", &format!("{GOOD}failover = \"a b\"\n")).unwrap_err();
+        assert!(error.starts_with("web.toml:4: \"a b\" is no id"), "{error}");
     }
 
     #[test]

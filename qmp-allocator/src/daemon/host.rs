@@ -150,7 +150,7 @@ impl Host {
             PoolKind::Emulated(EmulatedPool { model, .. }) => Ok(Backend::Nic {
                 model: model.clone(),
                 tap: vf.to_string(),
-                mac: self.own_mac(vf),
+                mac: self.vf_mac(vm, vf),
             }),
         }
     }
@@ -178,6 +178,25 @@ impl Host {
     /// The MAC address that a VF has for itself, which tells it apart in the guest.
     pub(super) fn own_mac(&self, vf: &VfId) -> MacAddr {
         vf.own_mac(self.mac_seed)
+    }
+
+    /// The MAC address that a VF begins with in a VM: net_failover takes its VF by the PV NIC's.
+    pub(super) fn vf_mac(&self, vm: &VmConfig, vf: &VfId) -> MacAddr {
+        if vm.failover.is_some() { vm.mac } else { self.own_mac(vf) }
+    }
+
+    /// Packets that a guest has sent over its VF, as the host itself has counted them.
+    pub(super) async fn sent_by_guest(&self, vm: &VmConfig, vf: &VfId) -> Option<u64> {
+        match &self.pool(vm).ok()?.kind {
+            PoolKind::Sriov(sriov) => {
+                let counters = self.count_sriov(&vm.pool, sriov, address(vm, vf).ok()?).await?;
+                Some(counters.tx_packets)
+            }
+            // What a guest sends is received by its TAP.
+            PoolKind::Emulated(_) => {
+                Some(self.netlink.counters(vf.as_str()).await.ok()?.rx_packets)
+            }
+        }
     }
 
     /// What the host itself has counted on a VF, if it can: the PF's counters, or the TAP's.

@@ -5,6 +5,7 @@
 //! sees. Whatever happens, an action is always answered.
 
 mod act;
+mod failover;
 mod grid;
 mod guest;
 mod look;
@@ -17,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tracing::{debug, info, warn};
 
+use self::failover::Primary;
 pub(super) use self::grid::Grid;
 use self::guest::Guest;
 use super::host::Host;
@@ -62,6 +64,8 @@ pub(super) struct VmTask {
     /// Counts holds, so that a VF's counter is never compared over two of them.
     tenure: u64,
     holds: Option<VfId>,
+    /// Of a guest with net_failover: its VF on the way there.
+    primary: Primary,
     qemu: Option<Process>,
     /// What forbids a VF, as last told to the engine.
     obstacle: Option<String>,
@@ -98,6 +102,7 @@ impl VmTask {
             page: StatsPage::default(),
             tenure: 0,
             holds: None,
+            primary: Primary::default(),
             qemu: None,
             obstacle: None,
             node: None,

@@ -128,7 +128,7 @@ pub struct VmStatus {
     pub vf_pps: Option<f64>,
     /// Who counted.
     pub trust: Trust,
-    /// `flexvf`, `stock` or `none`.
+    /// `flexvf`, `stock` or `none`; `net-failover` where none is needed.
     pub agent: &'static str,
     /// Rounds that it ended on a VF.
     pub turns: u64,

@@ -32,13 +32,15 @@ pub fn play(options: &Options, host: &Host) -> Result<Outcome> {
         link: Duration::from_millis(20),
         unplug: Duration::from_millis(20),
     };
-    let fleet = Fleet::start(&host.run.join("fleet"), Plan { vms: VMS, latencies })?;
+    let plan = Plan { vms: VMS, latencies, without_page: None };
+    let fleet = Fleet::start(&host.run.join("fleet"), plan)?;
     let settings = Settings {
         strategy: "fair",
         interval_s: INTERVAL_S,
         sample_s: 0.5,
         switches: VFS,
         drain_s: 0.01,
+        unplug_s: 20.0,
         taps: host.vfs.iter().take(VFS).cloned().collect(),
     };
     let folder = host.run.join("daemon");

@@ -107,14 +107,20 @@ impl VmTask {
     }
 
     pub(super) async fn look_at_guest(&mut self) {
-        let view = self.guest.look(&self.config).await;
+        let view = match self.failover_view() {
+            Some(view) => view,
+            None => self.guest.look(&self.config).await,
+        };
         self.send(Event::Agent { vm: self.name.clone(), view }).await;
     }
 
     /// An agent that has gone silent, or lost its bond, without a word from QEMU.
     pub(super) async fn check_guest(&mut self) {
         if self.guest.is_ready() {
-            let view = self.guest.check(&self.config).await;
+            let view = match self.failover_view() {
+                Some(view) => view,
+                None => self.guest.check(&self.config).await,
+            };
             self.send(Event::Agent { vm: self.name.clone(), view }).await;
         }
     }
@@ -127,7 +133,9 @@ impl VmTask {
             None => None,
         };
         // A guest is not troubled for what is known: without a VF its VF path carries nothing.
-        let asked = was_ready && (self.holds.is_some() || self.config.stats.is_none());
+        let asked = was_ready
+            && self.config.failover.is_none()
+            && (self.holds.is_some() || self.config.stats.is_none());
         let vf = match vf {
             None if asked => self.guest.count(&self.config).await,
             host => host,

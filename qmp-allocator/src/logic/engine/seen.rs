@@ -39,6 +39,11 @@ pub enum AgentView {
         /// The bond's active path, if it is one of the two.
         active: Option<Path>,
     },
+    /// None is needed: the guest's net_failover switches by itself.
+    NetFailover {
+        /// The path that the host has given it.
+        active: Option<Path>,
+    },
     /// Ours, without a bond: it says why.
     NoBond(String),
     /// qemu-ga, or another agent without FlexVF's commands.
@@ -52,6 +57,7 @@ impl AgentView {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Ready { .. } | Self::NoBond(_) => "flexvf",
+            Self::NetFailover { .. } => "net-failover",
             Self::Stock => "stock",
             Self::Unseen | Self::Silent(_) => "none",
         }
@@ -60,7 +66,7 @@ impl AgentView {
     /// Why a VM with this agent cannot switch.
     pub(super) fn unready(&self) -> Option<String> {
         match self {
-            Self::Ready { .. } => None,
+            Self::Ready { .. } | Self::NetFailover { .. } => None,
             Self::Unseen => Some("agent not heard yet".into()),
             Self::NoBond(why) => Some(format!("no bond in the guest: {why}")),
             Self::Stock => Some(
@@ -189,7 +195,10 @@ impl Engine {
         let Some(vm) = self.vms.get_mut(name) else {
             return;
         };
-        let ready = if let AgentView::Ready { active } = view { Some(active) } else { None };
+        let ready = match view {
+            AgentView::Ready { active } | AgentView::NetFailover { active } => Some(active),
+            _ => None,
+        };
         vm.agent = view;
         if let Some(active) = ready {
             self.tell_tenure(now, name, Input::Uses(active), out);
