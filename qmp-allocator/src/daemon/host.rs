@@ -35,6 +35,7 @@ pub(super) struct Host {
     netlink: Netlink,
     prepare_deadline: Duration,
     mac_seed: u64,
+    has_several_nodes: bool,
     found: Arc<Found>,
     health: Health,
     /// By pool.
@@ -101,9 +102,11 @@ pub(super) enum HostError {
 
 impl Host {
     pub(super) fn new(config: &Config, mode: Mode) -> Result<Self, HostError> {
+        let sysfs = Sysfs::host();
         Ok(Self {
             pools: config.pools.clone(),
-            sysfs: Sysfs::host(),
+            has_several_nodes: sysfs.has_several_nodes(),
+            sysfs,
             netlink: Netlink::new(config.deadlines.prepare)?,
             prepare_deadline: config.deadlines.prepare,
             mac_seed: host_seed(),
@@ -134,8 +137,16 @@ impl Host {
         }
     }
 
+    /// Of memory and devices; where there is one, nobody need be asked for it.
+    pub(super) const fn has_several_nodes(&self) -> bool {
+        self.has_several_nodes
+    }
+
     /// NUMA nodes of VFs, where the host has several.
     pub(super) fn nodes(&self, vfs: &[VfId]) -> BTreeMap<VfId, u32> {
+        if !self.has_several_nodes {
+            return BTreeMap::new();
+        }
         let node = |vf: &VfId| self.sysfs.function(vf.as_str().parse().ok()?).ok()?.numa_node;
         vfs.iter().filter_map(|vf| Some((vf.clone(), node(vf)?))).collect()
     }

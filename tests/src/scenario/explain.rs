@@ -32,8 +32,8 @@ pub fn play(options: &Options, host: &Host) -> Result<Outcome> {
         link: Duration::from_millis(20),
         unplug: Duration::from_millis(20),
     };
-    let plan = Plan { vms: VMS, latencies, without_page: None };
-    let fleet = Fleet::start(&host.run.join("fleet"), plan)?;
+    let vms = Plan { vms: VMS, latencies, without_page: None };
+    let fleet = Fleet::start(&host.run.join("fleet"), vms)?;
     let settings = Settings {
         strategy: "fair",
         interval_s: INTERVAL_S,

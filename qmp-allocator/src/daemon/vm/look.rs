@@ -1,11 +1,15 @@
 //! What one VM's task sees: devices in QEMU, the guest's agent, counters.
 
+use std::time::Duration;
+
 use flexvf_protocol::stats_page::{Counter, Direction, Header};
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::VmTask;
 use super::act::TO_PV;
 use crate::daemon::clock::now;
+use crate::daemon::host::HostError;
 use crate::daemon::process::Process;
 use crate::io::proc;
 use crate::logic::engine::{Event, Held};
@@ -47,7 +51,7 @@ impl VmTask {
             self.holds = Some(held.vf.clone());
         }
         if held.is_none()
-            && let Err(error) = self.shared.host.forward(&self.config, None, TO_PV).await
+            && let Err(error) = self.point_to_pv().await
         {
             complaints.push(format!("frames for this VM are not pointed to its PV port: {error}"));
         }
@@ -57,8 +61,20 @@ impl VmTask {
         self.send(Event::Observed { vm: self.name.clone(), held, free_port }).await;
     }
 
-    /// Where QEMU runs, and whether it may lock its guest's memory. Before any plug: afterwards QEMU would say no more than that it cannot allocate memory. A QEMU
-    /// whose limit is not known, or that does not say how much memory its guest has, is let through.
+    /// Others may have taken the host's entries away, so they are made again now and then; not at every look,
+    /// which they would cost more than all else in it.
+    async fn point_to_pv(&mut self) -> Result<(), HostError> {
+        if self.pointed.is_none_or(|at| at.elapsed() >= POINT_PERIOD) {
+            self.pointed = None;
+            self.shared.host.forward(&self.config, None, TO_PV).await?;
+            self.pointed = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Where QEMU runs, and whether it may lock its guest's memory. Before any plug: afterwards QEMU would
+    /// say no more than that it cannot allocate memory. A QEMU whose limit is not known, or that does not
+    /// say how much memory its guest has, is let through.
     async fn look_at_process(&mut self, vmm: &QmpVmm) {
         let mut obstacle = None;
         if self.holds.is_none()
@@ -69,7 +85,8 @@ impl VmTask {
         {
             obstacle = memlock::obstacle(pid, limits, guest_bytes);
         }
-        let of_process = || proc::numa_node(self.qemu.map(Process::pid)?);
+        let process = self.qemu.filter(|_| self.shared.host.has_several_nodes());
+        let of_process = || proc::numa_node(process.map(Process::pid)?);
         let node = self.config.numa_node.or_else(of_process);
         if node != self.node {
             self.node = node;
@@ -165,3 +182,6 @@ fn complaint(port: &Port) -> Option<String> {
         PortState::Empty | PortState::Occupied { .. } => None,
     }
 }
+
+/// Between two times that the host's entries for a guest on PV are made.
+const POINT_PERIOD: Duration = Duration::from_secs(300);
