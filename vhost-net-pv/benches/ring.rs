@@ -11,7 +11,7 @@ use criterion::{Criterion, Throughput};
 use flexvf_protocol::stats_page::Counter;
 use vhost_net_pv::logic::counters::{FrameFacts, RingCounters};
 use vhost_net_pv::logic::memory::{self, GuestSlice};
-use vhost_net_pv::logic::net_header::{HEADER_BYTES, NetHeader, RawHeader};
+use vhost_net_pv::logic::net_header::{HEADER_BYTES, NetHeader, RawHeader, words};
 use vhost_net_pv::logic::ring::{self, Access, Position, Ring};
 
 use testing::{BUFFERS, Driver, WRITE};
@@ -58,7 +58,8 @@ fn rings(criterion: &mut Criterion) {
             // A frame is there before its header is known.
             let (header, frame): (&RawHeader, _) = work.front.split_first_chunk().unwrap();
             memory::copy_in(pieces, HEADER_BYTES, frame);
-            memory::put(pieces, header);
+            let (low, high) = words(header, 1);
+            memory::put_words(pieces, low, high);
         });
     });
     group.finish();

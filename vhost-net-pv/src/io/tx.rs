@@ -18,7 +18,6 @@ use crate::logic::ring::{Access, Position, Ring};
 pub(super) const BATCH: u16 = 64;
 /// Chains that a sender is interrupted for at once, at the most of those that come one by one.
 const COMPANY: u16 = 16;
-const MAC_BYTES: usize = 6;
 
 /// What a turn has left to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,8 +215,7 @@ pub(super) fn facts(
     skip: usize,
     bytes: usize,
 ) -> FrameFacts {
-    let mut destination = [0; MAC_BYTES];
-    memory::copy_out(pieces, skip, &mut destination);
+    let destination = memory::six_bytes(pieces, skip);
     FrameFacts { bytes, destination, segments: segments(header, pieces, skip, bytes) }
 }
 

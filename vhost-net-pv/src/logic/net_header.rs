@@ -29,6 +29,14 @@ pub struct NetHeader {
     pub csum_start: u16,
 }
 
+/// The header before a frame that has come into so many of the guest's buffers, as two words.
+#[inline]
+pub const fn words(raw: &RawHeader, buffers: u16) -> (u64, u32) {
+    let [a, b, c, d, e, f, g, h, i, j, ..] = *raw;
+    let [k, l] = buffers.to_le_bytes();
+    (u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u32::from_ne_bytes([i, j, k, l]))
+}
+
 impl NetHeader {
     /// Reads a header.
     pub const fn parse(raw: &RawHeader) -> Self {

@@ -9,12 +9,13 @@ use std::collections::VecDeque;
 use flexvf_protocol::stats_page::Counter;
 
 use crate::io::port::Slots;
+use crate::io::sys;
 use crate::io::tx::facts;
 use crate::logic::counters::RingCounters;
 use crate::logic::dirty_log::SliceLog;
 use crate::logic::features::Negotiated;
 use crate::logic::memory::{self, GuestSlice};
-use crate::logic::net_header::{HEADER_BYTES, RawHeader};
+use crate::logic::net_header::{HEADER_BYTES, RawHeader, words};
 use crate::logic::ring::{Access, MAX_PIECES, Malformed, Ring};
 
 /// Chains resolved but not used yet.
@@ -136,20 +137,17 @@ impl<'m> Window<'m> {
     }
 
     /// Writes the header before a frame that is in place, and hands its chains over.
-    pub(super) fn finish(
-        &mut self,
-        mut header: RawHeader,
-        bytes: usize,
-        counters: &mut RingCounters,
-    ) {
+    pub(super) fn finish(&mut self, header: RawHeader, bytes: usize, counters: &mut RingCounters) {
         let total = self.header_bytes + bytes;
         let used = self.chains_for(total);
-        header[10..].copy_from_slice(&used.to_le_bytes());
         let pieces = self.pieces.get(self.spent..).unwrap_or_default();
         if self.header_bytes == HEADER_BYTES {
-            memory::put(pieces, &header);
+            let (low, high) = words(&header, used);
+            memory::put_words(pieces, low, high);
         } else {
-            memory::copy_in(pieces, 0, header.get(..self.header_bytes).unwrap_or_default());
+            // A legacy driver without mergeable buffers: there is no count to tell.
+            let short = header;
+            memory::copy_in(pieces, 0, short.get(..self.header_bytes).unwrap_or_default());
         }
         if let Some(log) = &self.log {
             log.mark(pieces, total);
@@ -171,7 +169,11 @@ impl<'m> Window<'m> {
         self.chains.is_empty()
     }
 
+    #[inline]
     fn chains_for(&self, bytes: usize) -> u16 {
+        if self.chains.front().is_some_and(|chain| chain.bytes >= bytes) {
+            return 1;
+        }
         let (mut left, mut count) = (bytes, 0);
         for chain in &self.chains {
             if left == 0 {
@@ -259,6 +261,9 @@ impl<'m> Window<'m> {
         if bytes <= self.header_bytes || !fits {
             self.pieces.truncate(before);
             return Err(Malformed::TooShort);
+        }
+        if let Some(piece) = self.pieces.get(before) {
+            sys::prefetch_buffer(piece);
         }
         Ok(Chain { head, pieces, bytes })
     }

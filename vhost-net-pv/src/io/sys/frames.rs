@@ -74,6 +74,32 @@ pub(in crate::io) fn prefetch(piece: &GuestSlice<'_>) {
     let _ = piece;
 }
 
+/// Asks the processor for the front of a buffer that a frame comes into: a header, which mostly stands
+/// there already, to read, and some of the frame's place to have for itself. Without, each write
+/// waits until the guest's processor has given the line up, one after the other.
+pub(in crate::io) fn prefetch_buffer(piece: &GuestSlice<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let address = piece.ptr_guard().as_ptr();
+        // SAFETY: a prefetch is a hint that reads nothing into the program and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+        if piece.len() > CACHE_LINE {
+            // SAFETY: as above, and it changes nothing; the address is within the piece. Processors
+            // that have no such prefetch do nothing at all.
+            unsafe {
+                std::arch::asm!(
+                    "prefetchw [{}]",
+                    in(reg) address.add(CACHE_LINE),
+                    options(nostack, preserves_flags, readonly)
+                );
+            }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = piece;
+}
+
 #[cfg(target_arch = "x86_64")]
 const CACHE_LINE: usize = 64;
 

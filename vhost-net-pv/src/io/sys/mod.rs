@@ -12,7 +12,7 @@ mod tun;
 mod uring;
 
 pub(super) use event::drain;
-pub(super) use frames::{prefetch, read_frame, write_frame};
+pub(super) use frames::{prefetch, prefetch_buffer, read_frame, write_frame};
 pub use sigbus::survive_cut_memory;
 pub(super) use sigbus::{Cut, Watched};
 pub use socket::inherited;
