@@ -236,6 +236,26 @@ fn without_a_bond_a_switch_is_refused_and_the_rest_is_served() {
 }
 
 #[test]
+fn a_team_device_is_told_of_and_left_alone() {
+    let mut agent = bare_agent();
+    let team = Link { index: BOND, name: "team0".into(), is_team: true, ..Link::default() };
+    agent.kernel.links.insert(BOND, team);
+    agent.kernel.links.get_mut(&PV).unwrap().controller = Some(BOND);
+    agent.kernel.plug(VF_MAC);
+    // Found by its port, or by the name that was given for a bond.
+    for bond in [None, Some("team0".to_owned())] {
+        agent.selector.bond = bond;
+        let refused = agent.join(VF_MAC).unwrap_err();
+        assert!(refused.starts_with("team0 is a team device"), "{refused}");
+        let status = agent.ask(wire::STATUS, json!({})).unwrap();
+        assert_eq!((&status["bond"], &status["obstacle"]), (&Value::Null, &json!(refused)));
+    }
+    let made = agent.create_bond("bond0").now_or_never().unwrap().unwrap_err();
+    assert!(made.to_string().contains("port of another"), "{made}");
+    assert!(agent.kernel.log.is_empty());
+}
+
+#[test]
 fn a_vf_that_belongs_to_something_else_is_not_taken() {
     let mut agent = agent();
     let vf = agent.kernel.plug(VF_MAC);

@@ -245,7 +245,11 @@ impl Guest {
 }
 
 fn bond_of(status: &AgentStatus, mac: MacAddr) -> AgentView {
+    if let Some(obstacle) = &status.obstacle {
+        return AgentView::NoBond(obstacle.clone());
+    }
     match (&status.bond, status.bond_mac) {
+        // An agent of an earlier version.
         (None, _) => {
             AgentView::NoBond("start qga-extension with --create-bond, or make one".into())
         }

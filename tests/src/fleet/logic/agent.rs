@@ -87,6 +87,7 @@ impl Machine {
             bond_mac: Some(self.mac),
             active: Some(self.active),
             vf: None,
+            obstacle: None,
         }
     }
 
