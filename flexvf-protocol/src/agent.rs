@@ -117,6 +117,9 @@ pub struct AgentStatus {
     pub active: Option<Path>,
     /// The VF in the bond, by permanent MAC address, and its state.
     pub vf: Option<VfInBond>,
+    /// Why no switch is possible as things are, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub obstacle: Option<String>,
 }
 
 /// A VF that the bond holds.

@@ -58,8 +58,9 @@ impl LineSplitter {
         self
     }
 
-    /// Also ends a line behind a JSON object that began it: QEMU's own parser takes a stream of objects, and
-    /// clients rely on it that send no newline.
+    /// Also takes a JSON object that begins a line as a whole, as QEMU's own parser does, which takes a stream of
+    /// objects: it ends with its last brace, also where no newline follows, and may be spread over lines. One
+    /// that is too long, or has a newline within a string, ends with its line.
     pub const fn with_objects(mut self) -> Self {
         self.nesting = Some(Nesting::NONE);
         self
@@ -75,7 +76,7 @@ impl LineSplitter {
                 self.skipping = false;
                 self.nesting = self.nesting.map(|_| Nesting::NONE);
                 self.ready.push_back(Frame::Reset);
-            } else if byte == b'\n' {
+            } else if byte == b'\n' && (self.skipping || !self.is_within_object()) {
                 self.end_line();
             } else if self.skipping {
                 // The rest of a line that was already reported.
@@ -110,6 +111,11 @@ impl LineSplitter {
             0 if byte != b'{' || !begins() => false,
             _ => nesting.take(byte),
         }
+    }
+
+    /// Where a newline is only white space.
+    fn is_within_object(&self) -> bool {
+        self.nesting.is_some_and(|nesting| nesting.depth > 0 && !nesting.in_string)
     }
 
     fn end_line(&mut self) {
@@ -194,12 +200,31 @@ mod tests {
         let object = r#" {"a":{"}":"\"}"}}"#;
         assert_eq!(all(&mut splitter, object.as_bytes()), [line(object)]);
         assert_eq!(all(&mut splitter, b"{}{}\n[{}]\n"), [line("{}"), line("{}"), line("[{}]")]);
-        // Half an object ends with its line, or with the reset.
-        assert_eq!(all(&mut splitter, b"{\"a\": \n{}"), [line("{\"a\": "), line("{}")]);
+        // Half an object ends with the reset.
+        assert_eq!(all(&mut splitter, b"{\"a\": \n{}"), []);
         assert_eq!(all(&mut splitter, b"{\"\xff{}"), [Frame::Reset, line("{}")]);
         let long = format!("{{\"a\":\"{}\"}}", "x".repeat(64));
         assert_eq!(all(&mut splitter, long.as_bytes()), [Frame::TooLong]);
         assert_eq!(all(&mut splitter, b"{}"), [line("{}")]);
+    }
+
+    /// As qemu-ga 7.2 and 10.0 take them.
+    #[test]
+    fn an_object_may_be_spread_over_lines_but_no_string_in_it() {
+        let mut splitter = LineSplitter::new(64).with_reset_byte().with_objects();
+        let line = |text: &str| Frame::Line(text.into());
+        let spread = "{\"a\":\r\n\t{\"b\":\n\n1}\n}";
+        assert_eq!(
+            all(&mut splitter, format!("{spread}\n{{}}\n").as_bytes()),
+            [line(spread), line("{}")]
+        );
+        assert_eq!(
+            all(&mut splitter, b"{\"a\nb\":1}\n{}"),
+            [line("{\"a"), line("b\":1}"), line("{}")]
+        );
+        // What is too long has no end but its line's.
+        let long = format!("{{\"a\":\n{}\n{{}}", " ".repeat(64));
+        assert_eq!(all(&mut splitter, long.as_bytes()), [Frame::TooLong, line("{}")]);
     }
 
     proptest! {

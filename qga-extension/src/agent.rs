@@ -339,6 +339,7 @@ impl<K: Kernel> Agent<K> {
             bond_mac: view.bond().and_then(|bond| bond.mac),
             active: view.active_path(),
             vf: view.vf_in_bond(),
+            obstacle: plan::obstacle(view).map(|refusal| refusal.to_string()),
         }
     }
 

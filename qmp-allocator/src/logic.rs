@@ -3,11 +3,13 @@
 //! [`engine`] holds it together: events in, commands out. It asks [`rate`] how busy the VMs were,
 //! [`policy`] who deserves a VF, [`reconcile`] what to move next, and [`switch`] how to move it.
 //! [`decision`] is what was decided as people and recordings are told it, [`outlook`] what would change it.
+//! [`guest_count`] says what a guest's own numbers are worth.
 //! [`settings`] plans what a VF's PF is told and how that is undone, [`memlock`] who may not have one.
 
 pub mod decision;
 pub mod engine;
 pub mod explain;
+pub mod guest_count;
 pub mod memlock;
 pub mod outlook;
 pub mod policy;

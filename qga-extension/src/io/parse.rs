@@ -72,6 +72,7 @@ fn read_infos(link: &mut Link, infos: &[LinkInfo]) -> Option<MacAddr> {
             LinkInfo::Kind(InfoKind::Bond) => {
                 link.bond.get_or_insert_default();
             }
+            LinkInfo::Kind(InfoKind::Team) => link.is_team = true,
             LinkInfo::Data(InfoData::Bond(options)) => link.bond = Some(bond(options)),
             LinkInfo::PortData(InfoPortData::BondPort(options)) => {
                 for option in options {
@@ -156,6 +157,14 @@ mod tests {
         ]);
         let expected = Bond { active_backup: true, active_port: Some(3) };
         assert_eq!(link(&message(vec![infos])).bond, Some(expected));
+    }
+
+    #[test]
+    fn a_team_is_told_from_a_bond() {
+        let kind = |kind| link(&message(vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)])]));
+        let (team, bond) = (kind(InfoKind::Team), kind(InfoKind::Bond));
+        assert_eq!((team.is_team, team.bond), (true, None));
+        assert_eq!((bond.is_team, bond.bond.is_some()), (false, true));
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Link {
     pub driver: Option<String>,
     /// Set when the link is a bond.
     pub bond: Option<Bond>,
+    /// The link is a team device.
+    pub is_team: bool,
     /// Set when the link is the port of a bond, and the bond's monitor sees it up.
     pub seen_up_by_bond: bool,
     /// Traffic.
@@ -82,6 +84,8 @@ pub struct View {
     links: Vec<Link>,
     bond: Option<u32>,
     pv: Option<u32>,
+    /// A team device where the bond should be.
+    team: Option<u32>,
 }
 
 impl View {
@@ -93,15 +97,18 @@ impl View {
             Some(name) => link.name == *name,
             None => candidates.iter().any(|pv| pv.controller == Some(link.index)),
         };
-        let bond =
-            links.iter().find(|link| link.bond.is_some() && is_chosen(link)).map(|link| link.index);
+        let chosen = |is_kind: fn(&Link) -> bool| {
+            links.iter().find(|link| is_kind(link) && is_chosen(link)).map(|link| link.index)
+        };
+        let bond = chosen(|link| link.bond.is_some());
+        let team = chosen(|link| link.is_team);
         let pv = match candidates.as_slice() {
             [only] => Some(only.index),
             several => {
                 several.iter().find(|pv| bond.is_some() && pv.controller == bond).map(|pv| pv.index)
             }
         };
-        Self { links, bond, pv }
+        Self { links, bond, pv, team }
     }
 
     /// Every link.
@@ -117,6 +124,11 @@ impl View {
     /// The bond.
     pub fn bond(&self) -> Option<&Link> {
         self.link(self.bond?)
+    }
+
+    /// A team device that is there instead of a bond: the agent cannot move one.
+    pub fn team(&self) -> Option<&Link> {
+        self.link(self.team?)
     }
 
     /// The PV NIC, in the bond or not.

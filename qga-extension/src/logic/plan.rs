@@ -85,6 +85,11 @@ pub enum Refusal {
         "the guest has no such bond: start the agent with --create-bond, or name yours with --bond"
     )]
     NoBond,
+    /// Its active port is in teamd's hand, which would undo what another does to it.
+    #[error(
+        "{0} is a team device, and FlexVF moves bonds only: make an active-backup bond of its ports ('teamnl {0} ports') in its stead"
+    )]
+    Team(String),
     /// No way back.
     #[error("no paravirtual NIC in bond {0}: name it with --pv")]
     NoPv(String),
@@ -155,12 +160,7 @@ impl Step {
 
 /// The steps of a switch; none when there is nothing (more) to do.
 pub fn plan(switch: Switch, view: &View) -> Result<Vec<Planned>, Refusal> {
-    let bond = view.bond().ok_or(Refusal::NoBond)?;
-    if !bond.bond.is_some_and(|bond| bond.active_backup) {
-        return Err(Refusal::WrongMode(bond.name.clone()));
-    }
-    let pv =
-        view.pv().filter(|pv| view.is_port(pv)).ok_or_else(|| Refusal::NoPv(bond.name.clone()))?;
+    let (bond, pv) = paths(view)?;
     let vf = view.vf(switch.vf_mac());
     match (switch, vf) {
         (Switch::Join(_), Some(vf)) => join(view, bond, vf),
@@ -169,6 +169,23 @@ pub fn plan(switch: Switch, view: &View) -> Result<Vec<Planned>, Refusal> {
         (Switch::Activate(Path::Pv, _), _) => activate_pv(view, bond, pv),
         (Switch::Activate(Path::Vf, mac), vf) => activate_vf(view, bond, pv, vf, mac),
     }
+}
+
+/// Why no switch is possible as things are.
+pub fn obstacle(view: &View) -> Option<Refusal> {
+    paths(view).err()
+}
+
+/// The bond and the PV NIC in it.
+fn paths(view: &View) -> Result<(&Link, &Link), Refusal> {
+    let Some(bond) = view.bond() else {
+        return Err(view.team().map_or(Refusal::NoBond, |team| Refusal::Team(team.name.clone())));
+    };
+    if !bond.bond.is_some_and(|bond| bond.active_backup) {
+        return Err(Refusal::WrongMode(bond.name.clone()));
+    }
+    let pv = view.pv().filter(|pv| view.is_port(pv));
+    Ok((bond, pv.ok_or_else(|| Refusal::NoPv(bond.name.clone()))?))
 }
 
 /// Looks at the links after a switch's steps.

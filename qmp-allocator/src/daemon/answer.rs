@@ -5,7 +5,7 @@ use super::{Daemon, Event};
 use crate::config::PoolKind;
 use crate::control::Query;
 use crate::logic::explain::Asked;
-use crate::logic::status::{Problem, Status};
+use crate::logic::status::{Problem, Status, VmStatus};
 
 impl Daemon {
     /// What the engine is to hear of it. Whoever asked may have gone.
@@ -54,6 +54,7 @@ impl Daemon {
             pools.map(|(pool, text)| Problem { subject: pool.clone(), text: text.clone() }),
         );
         status.problems.extend(self.shared.host.notes());
+        status.problems.extend(status.vms.iter().filter_map(lie));
         status.dry_run = self.shared.host.is_dry_run();
         if status.dry_run {
             // What was answered as if it were done.
@@ -65,4 +66,13 @@ impl Daemon {
         status.problems.extend(untold.collect::<Vec<_>>());
         status
     }
+}
+
+/// An operator may know why: it may be a driver that counts otherwise.
+fn lie(vm: &VmStatus) -> Option<Problem> {
+    let (subject, what) = (vm.vm.to_string(), vm.divergence.as_ref()?);
+    let text = format!(
+        "VM {subject}: {what}; its own numbers are not counted any more, until its QEMU is started anew or its file changes"
+    );
+    Some(Problem { subject, text })
 }

@@ -23,7 +23,7 @@ use crate::config::{Config, EmulatedPool, Pool, PoolKind, SriovPool, VfRange, Vf
 use crate::io::found::Found;
 use crate::io::netlink::{self, Counters, Netlink, NetlinkError};
 use crate::io::sysfs::{Sysfs, SysfsError};
-use crate::logic::rate::{Count, Trust};
+use crate::logic::guest_count::{Counter, Tally};
 use crate::logic::vf::VfId;
 use crate::vmm::{Backend, IOMMU};
 
@@ -211,15 +211,26 @@ impl Host {
     }
 
     /// What the host itself has counted on a VF, if it can: the PF's counters, or the TAP's.
-    pub(super) async fn count(&self, vm: &VmConfig, vf: &VfId, tenure: u64) -> Option<Count> {
-        let counters = match &self.pool(vm).ok()?.kind {
+    pub(super) async fn count(
+        &self,
+        vm: &VmConfig,
+        vf: &VfId,
+        tenure: u64,
+    ) -> Option<(Counter, Tally)> {
+        let (counter, counters) = match &self.pool(vm).ok()?.kind {
             PoolKind::Sriov(sriov) => {
-                self.count_sriov(&vm.pool, sriov, address(vm, vf).ok()?).await?
+                let vf = address(vm, vf).ok()?;
+                (Counter::Pf, self.count_sriov(&vm.pool, sriov, vf).await?)
             }
-            PoolKind::Emulated(_) => self.netlink.counters(vf.as_str()).await.ok()?,
+            PoolKind::Emulated(_) => (Counter::Tap, self.netlink.counters(vf.as_str()).await.ok()?),
         };
-        let packets = counters.rx_packets.wrapping_add(counters.tx_packets);
-        Some(Count { epoch: tenure, packets, trust: Trust::Host })
+        Some((counter, tally(tenure, counters)))
+    }
+
+    /// What the host's interface of a PV NIC has counted, for a backend without a stats page.
+    pub(super) async fn count_pv_interface(&self, interface: &str) -> Option<Tally> {
+        let index = netlink::index_of(interface).ok()?;
+        Some(tally(index.into(), self.netlink.counters(interface).await.ok()?))
     }
 
     /// The kernel tells of all VFs of a PF at once: VMs that are sampled together share its answer.
@@ -282,6 +293,14 @@ impl Host {
                 None => Err(HostError::NoVf(vf.clone(), vm.pool.clone())),
             },
         }
+    }
+}
+
+const fn tally(epoch: u64, counters: Counters) -> Tally {
+    Tally {
+        epoch,
+        packets: counters.rx_packets.wrapping_add(counters.tx_packets),
+        bytes: counters.rx_bytes.wrapping_add(counters.tx_bytes),
     }
 }
 

@@ -5,6 +5,7 @@
 //! sees. Whatever happens, an action is always answered.
 
 mod act;
+mod count;
 mod failover;
 mod grid;
 mod guest;
@@ -18,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tracing::{debug, info, warn};
 
+use self::count::Counts;
 use self::failover::Primary;
 pub(super) use self::grid::Grid;
 use self::guest::Guest;
@@ -61,6 +63,7 @@ pub(super) struct VmTask {
     orders: mpsc::Receiver<Order>,
     guest: Guest,
     page: StatsPage,
+    counts: Counts,
     /// Counts holds, so that a VF's counter is never compared over two of them.
     tenure: u64,
     holds: Option<VfId>,
@@ -102,6 +105,7 @@ impl VmTask {
             orders,
             guest,
             page: StatsPage::default(),
+            counts: Counts::default(),
             tenure: 0,
             holds: None,
             primary: Primary::default(),
@@ -145,6 +149,7 @@ impl VmTask {
                         self.guest.disconnect();
                         self.holds = None;
                         self.obstacle = None;
+                        self.counts.trust_anew();
                     }
                     self.send(Event::Lost { vm: self.name.clone(), exited, reason }).await;
                     if !self.wait_unconnected().await {
@@ -207,15 +212,18 @@ impl VmTask {
                 _ = looks.tick() => {
                     self.observe(&link.vmm).await;
                     self.check_guest().await;
+                    self.cross_check().await;
+                    self.look_due |= self.guest.counter().is_none();
                 }
                 _ = soon_looks.tick(), if self.may_change_unseen() => {
                     if !self.complaints.is_empty() {
                         self.observe(&link.vmm).await;
                     }
                     self.check_guest().await;
+                    self.cross_check().await;
                 }
                 _ = samples.tick() => self.sample().await,
-                _ = agent_look.tick(), if self.look_due || !self.guest.is_ready() => {
+                _ = agent_look.tick(), if self.look_due || !self.guest.is_settled() => {
                     if std::mem::take(&mut self.look_due) {
                         self.guest.disconnect();
                     }
@@ -274,6 +282,7 @@ impl VmTask {
                 self.config = config;
                 self.pointed = None;
                 self.page = StatsPage::default();
+                self.counts.trust_anew();
                 if let Some(vmm) = vmm {
                     self.observe(vmm).await;
                 }

@@ -24,7 +24,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::text::sanitized;
+use super::text::{MAX_MESSAGE_CHARS, sanitized};
 use wire::{Fault, Wire};
 
 /// A connection to a guest's agent port. Needs no agent to be there yet.
@@ -273,6 +273,7 @@ fn harmless(mut status: AgentStatus) -> AgentStatus {
     status.version = sanitized(&status.version, MAX_TEXT_CHARS);
     status.boot_id = sanitized(&status.boot_id, MAX_TEXT_CHARS);
     status.bond = status.bond.map(|bond| sanitized(&bond, MAX_TEXT_CHARS));
+    status.obstacle = status.obstacle.map(|text| sanitized(&text, MAX_MESSAGE_CHARS));
     status
 }
 

@@ -237,6 +237,13 @@ impl Sysfs {
         Ok(vfs)
     }
 
+    /// The speed of an interface's link, megabits a second. A driver that does not know it, or has no link,
+    /// gives an error or −1.
+    pub fn speed_mbps(&self, interface: &str) -> Option<u64> {
+        let speed = number(&self.root.join("class/net").join(interface).join("speed"));
+        speed.ok().flatten().filter(|mbps| *mbps > 0)
+    }
+
     /// The VFIO node of a function that vfio-pci has, where the kernel makes one for each function.
     pub fn vfio_node(&self, address: PciAddress) -> Option<PathBuf> {
         let nodes = names(&self.device(address).join("vfio-dev")).ok()?;

@@ -124,7 +124,8 @@ impl RateMeter {
             vf.iter().for_each(|(since, packets)| of_vf.count(*since, sample.at, *packets));
         }
         let [pv, vf] = [pv, vf].map(|counted| counted.map_or(0, |(_, packets)| packets));
-        let trust = sample.vf.filter(|_| vf > 0).map_or(Trust::Host, |count| count.trust);
+        let by = |count: Option<Count>, packets| count.filter(|_| packets > 0).map(|it| it.trust);
+        let trust = by(sample.pv, pv).max(by(sample.vf, vf)).unwrap_or_default();
         if let Some(from) = self.last_at {
             let mut stretch = Stretch::starting(from);
             stretch.add(sample.at, pv, vf, trust);
@@ -249,6 +250,16 @@ mod tests {
         assert_eq!((rate.pps, rate.pv_pps, rate.vf_pps), (150.0, 100.0, 50.0));
         assert_eq!((rate.from_ms, rate.to_ms, rate.trust), (10_000, 20_000, Trust::Guest));
         assert_eq!(meter.end_interval(), None);
+    }
+
+    #[test]
+    fn a_rate_is_trusted_no_more_than_either_paths_counter() {
+        for (pv, vf, trust) in [(0, 0, Trust::Host), (5, 0, Trust::Guest), (0, 5, Trust::Host)] {
+            let mut meter = RateMeter::new(10_000);
+            meter.on_sample(Sample { at: at(1), pv: guest(0), vf: host(1, 0) });
+            meter.on_sample(Sample { at: at(2), pv: guest(pv), vf: host(1, vf) });
+            assert_eq!(meter.recent().unwrap().trust, trust);
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use flexvf_protocol::VmName;
 use serde::Serialize;
 
 use super::engine::{Engine, SwitchEnd};
+use super::guest_count::{Counter, GuestWord};
 use super::rate::{Rate, Trust};
 use super::switch::Phase;
 use super::vf::VfId;
@@ -88,6 +89,8 @@ pub struct PfStatus {
     pub up: bool,
     /// Whether it has a link.
     pub carrier: bool,
+    /// The link's speed, megabits a second, where the driver tells it: what a guest may claim to have sent over a VF.
+    pub speed_mbps: Option<u64>,
     /// Its VFs in the pool.
     pub vfs: usize,
     /// Guests' addresses that it filters for because they are on PV.
@@ -126,8 +129,18 @@ pub struct VmStatus {
     pub pv_pps: Option<f64>,
     /// Of them over the VF.
     pub vf_pps: Option<f64>,
-    /// Who counted.
+    /// The least trusted of those who counted: the guest, where the host cannot.
     pub trust: Trust,
+    /// Who counts PV; none when nobody does.
+    pub pv_counted_by: Option<Counter>,
+    /// Who counts the VF.
+    pub vf_counted_by: Option<Counter>,
+    /// What the guest's own numbers are worth, by comparison with the host's: `unheard`, `unchecked`, `agrees` or
+    /// `diverges`.
+    pub guest_word: &'static str,
+    /// What it told that was not so; nothing that it tells is counted since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub divergence: Option<String>,
     /// `flexvf`, `stock` or `none`; `net-failover` where none is needed.
     pub agent: &'static str,
     /// Rounds that it ended on a VF.
@@ -227,6 +240,13 @@ impl Engine {
             pv_pps: rate.map(|rate| rate.pv_pps),
             vf_pps: rate.map(|rate| rate.vf_pps),
             trust: rate.map_or(Trust::Host, |rate| rate.trust),
+            pv_counted_by: vm.counting.pv,
+            vf_counted_by: vm.counting.vf,
+            guest_word: vm.counting.word.name(),
+            divergence: match &vm.counting.word {
+                GuestWord::Diverges(what) => Some(what.clone()),
+                _ => None,
+            },
             agent: vm.agent.name(),
             turns: vm.turns,
             reason: unready.or(ranked).unwrap_or_else(|| "not ranked yet".to_owned()),

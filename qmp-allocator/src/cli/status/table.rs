@@ -26,7 +26,7 @@ pub(super) fn render(status: &Value) -> String {
             rate(vm, "rate_pps"),
             rate(vm, "pv_pps"),
             rate(vm, "vf_pps"),
-            text(vm, "trust").to_owned(),
+            counted_by(vm),
             text(vm, "agent").to_owned(),
             number(vm, "turns").to_string(),
             text(vm, "reason").to_owned(),
@@ -63,6 +63,15 @@ pub(super) fn render(status: &Value) -> String {
     out
 }
 
+/// How far the numbers are to be trusted; the JSON says who counts which path.
+fn counted_by(vm: &Value) -> String {
+    match (text(vm, "trust"), text(vm, "guest_word")) {
+        ("guest", word @ ("unchecked" | "agrees")) => format!("guest, {word}"),
+        (trust, "diverges") => format!("{trust}, guest diverges"),
+        (trust, _) => trust.to_owned(),
+    }
+}
+
 /// Filters as `3 of 24`, where it is known how many there are.
 fn pf_row(pf: &Value) -> [String; 4] {
     let is = |key| pf.get(key).and_then(Value::as_bool).unwrap_or(false);
@@ -71,12 +80,16 @@ fn pf_row(pf: &Value) -> [String; 4] {
         (true, false) => "none",
         (true, true) => "up",
     };
+    let link = match pf.get("speed_mbps").and_then(Value::as_u64) {
+        Some(mbps) if link == "up" => format!("up, {mbps} Mb/s"),
+        _ => link.to_owned(),
+    };
     let used = number(pf, "filters");
     let filters = match pf.get("max_filters").and_then(Value::as_u64) {
         Some(most) => format!("{used} of {most}"),
         None => used.to_string(),
     };
-    [text(pf, "pf").to_owned(), or_dash(pf, "driver"), link.to_owned(), filters]
+    [text(pf, "pf").to_owned(), or_dash(pf, "driver"), link, filters]
 }
 
 pub(in crate::cli) fn table<const N: usize>(
@@ -132,12 +145,12 @@ mod tests {
             "strategy": "activity", "interval_s": 30.0, "round": 4, "next_round_in_s": 12.4,
             "vms": [
                 {"vm": "web", "path": "vf", "vf": "0000:01:10.0", "rate_pps": 812.3, "pv_pps": 1.0, "vf_pps": 811.3,
-                 "trust": "guest", "agent": "flexvf", "turns": 3, "reason": "rank 1 of 2 at 812 packets/s"},
+                 "trust": "guest", "guest_word": "agrees", "agent": "flexvf", "turns": 3, "reason": "rank 1 of 2 at 812 packets/s"},
                 {"vm": "db", "path": "pv", "vf": null, "rate_pps": null, "pv_pps": null, "vf_pps": null,
-                 "trust": "host", "agent": "none", "turns": 0, "reason": "agent not heard yet"}
+                 "trust": "host", "guest_word": "diverges", "agent": "none", "turns": 0, "reason": "agent not heard yet"}
             ],
             "pools": [{"name": "default", "kind": "sriov", "pfs": [
-                {"pf": "eth0", "driver": "igb", "up": true, "carrier": true, "vfs": 1, "filters": 1, "max_filters": 24},
+                {"pf": "eth0", "driver": "igb", "up": true, "carrier": true, "speed_mbps": 1000, "vfs": 1, "filters": 1, "max_filters": 24},
                 {"pf": "eth1", "driver": null, "up": true, "carrier": false, "vfs": 0, "filters": 0, "max_filters": null}],
               "vfs": [
                 {"vf": "0000:01:10.0", "state": "held", "vm": "web", "reason": null}]}],
@@ -146,14 +159,14 @@ mod tests {
         let expected = "\
 strategy activity, every 30 s; round 4, next in 12 s
 
-VM   PATH  VF            PPS  PV  VF PPS  COUNTED BY  AGENT   TURNS  WHY
-web  vf    0000:01:10.0  812  1   811     guest       flexvf  3      rank 1 of 2 at 812 packets/s
-db   pv    -             -    -   -       host        none    0      agent not heard yet
+VM   PATH  VF            PPS  PV  VF PPS  COUNTED BY            AGENT   TURNS  WHY
+web  vf    0000:01:10.0  812  1   811     guest, agrees         flexvf  3      rank 1 of 2 at 812 packets/s
+db   pv    -             -    -   -       host, guest diverges  none    0      agent not heard yet
 
 pool default (sriov)
-PF    DRIVER  LINK  FILTERS
-eth0  igb     up    1 of 24
-eth1  -       none  0
+PF    DRIVER  LINK           FILTERS
+eth0  igb     up, 1000 Mb/s  1 of 24
+eth1  -       none           0
 VF            STATE  VM   WHY
 0000:01:10.0  held   web  -
 

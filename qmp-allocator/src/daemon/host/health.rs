@@ -63,6 +63,13 @@ impl Host {
         self.health.seen().pfs.get(pool).cloned().unwrap_or_default()
     }
 
+    /// What the fastest of a pool's PFs carries; none where one of them does not say.
+    pub(in crate::daemon) fn link_mbps(&self, pool: &str) -> Option<u64> {
+        let seen = self.health.seen();
+        let speeds = seen.pfs.get(pool)?.iter().map(|pf| pf.speed_mbps);
+        speeds.collect::<Option<Vec<_>>>()?.into_iter().max()
+    }
+
     /// What else an operator should know.
     pub(in crate::daemon) fn notes(&self) -> Vec<Problem> {
         self.health.seen().notes.values().cloned().collect()
@@ -86,6 +93,7 @@ impl Host {
                 driver: self.sysfs.pf(name).ok().and_then(|pf| pf.driver),
                 up: link.up,
                 carrier: link.carrier,
+                speed_mbps: self.sysfs.speed_mbps(name),
                 vfs: functions.iter().filter(|vf| vf.pf == *name).count(),
                 filters,
                 max_filters: sriov.max_pf_filters,
@@ -134,6 +142,7 @@ mod tests {
             driver: Some("igb".into()),
             up: true,
             carrier: true,
+            speed_mbps: None,
             vfs: 7,
             filters: 3,
             max_filters: Some(3),

@@ -8,9 +8,9 @@ use flexvf_protocol::agent::{ActivateArguments, AgentStatus, Path, VfArguments, 
 use tracing::info;
 
 use crate::config::VmConfig;
-use crate::io::agent::{Agent, AgentError, AgentKind};
+use crate::io::agent::{Agent, AgentError, AgentKind, counters_of};
 use crate::logic::engine::AgentView;
-use crate::logic::rate::{Count, Trust};
+use crate::logic::guest_count::{Counter, Tally, Told};
 use crate::logic::switch::Report;
 
 #[derive(Debug)]
@@ -20,13 +20,15 @@ pub(super) struct Guest {
     /// Of the switch under way; asked of the agent when the next one begins.
     epoch: Option<u64>,
     ready: bool,
+    /// Who tells what the guest has counted, as of the last look.
+    counter: Option<Counter>,
     /// Boot id and start of the agent that was last heard.
     heard: Option<(String, u64)>,
 }
 
 impl Guest {
     pub(super) const fn new(deadline: Duration) -> Self {
-        Self { agent: None, deadline, epoch: None, ready: false, heard: None }
+        Self { agent: None, deadline, epoch: None, ready: false, counter: None, heard: None }
     }
 
     /// Forgets the connection: the guest was reset, or the agent has changed.
@@ -34,6 +36,17 @@ impl Guest {
         self.agent = None;
         self.epoch = None;
         self.ready = false;
+        self.counter = None;
+    }
+
+    /// Who tells what the guest has counted.
+    pub(super) const fn counter(&self) -> Option<Counter> {
+        self.counter
+    }
+
+    /// Nothing new is to be expected without a word from QEMU: a qemu-ga stays one.
+    pub(super) fn is_settled(&self) -> bool {
+        self.ready || self.counter == Some(Counter::QemuGa)
     }
 
     /// Ready when last looked at.
@@ -57,6 +70,7 @@ impl Guest {
             Ok(view) => view,
             Err(error) => {
                 self.agent = None;
+                self.counter = None;
                 AgentView::Silent(error.to_string())
             }
         };
@@ -69,15 +83,17 @@ impl Guest {
             return Ok(AgentView::Silent("the VM's file names no `agent` socket".into()));
         }
         let deadline = self.deadline;
-        let agent = self.connected(vm).await?;
-        match agent.identify(deadline).await? {
-            AgentKind::None => {
+        match self.identify(vm).await? {
+            None => {
                 self.agent = None;
                 Ok(AgentView::Silent(format!("nothing within {deadline:?}")))
             }
-            AgentKind::Stock(_) => Ok(AgentView::Stock),
-            AgentKind::Ours(_) => {
-                let status = agent.status(deadline).await?;
+            // With net_failover no agent is asked for the bond.
+            Some(counter) if counter == Counter::QemuGa || vm.failover.is_some() => {
+                Ok(AgentView::Stock)
+            }
+            Some(_) => {
+                let status = self.connected(vm).await?.status(deadline).await?;
                 self.note(&status.boot_id, status.started_ns);
                 Ok(bond_of(&status, vm.mac))
             }
@@ -139,17 +155,46 @@ impl Guest {
         self.heed(activated).map(drop)
     }
 
-    /// What the guest says it has moved over its VFs.
-    pub(super) async fn count(&mut self, vm: &VmConfig) -> Option<Count> {
+    async fn identify(&mut self, vm: &VmConfig) -> Result<Option<Counter>, AgentError> {
         let deadline = self.deadline;
-        let counters = self.connected(vm).await.ok()?.counters(deadline).await;
-        let counters = self.heed(counters).inspect_err(|_| self.ready = false).ok()?;
+        self.counter = match self.connected(vm).await?.identify(deadline).await? {
+            AgentKind::None => None,
+            AgentKind::Stock(_) => Some(Counter::QemuGa),
+            AgentKind::Ours(_) => Some(Counter::FlexvfAgent),
+        };
+        Ok(self.counter)
+    }
+
+    /// What the guest says it has moved. One that does not say is not asked again before the next look.
+    pub(super) async fn counts(&mut self, vm: &VmConfig) -> Option<Told> {
+        let counter = self.counter?;
+        let told = match counter == Counter::FlexvfAgent && vm.failover.is_none() {
+            true => self.count_paths(vm).await,
+            false => self.count_both(vm).await,
+        };
+        let told = self.heed(told).inspect_err(|_| {
+            self.counter = None;
+            self.ready &= vm.failover.is_some();
+        });
+        told.ok().flatten()
+    }
+
+    async fn count_paths(&mut self, vm: &VmConfig) -> Result<Option<Told>, AgentError> {
+        let deadline = self.deadline;
+        let counters = self.connected(vm).await?.counters(deadline).await?;
         self.note(&counters.boot_id, counters.started_ns);
         let mut epoch = DefaultHasher::new();
         // Its sums begin anew with the agent.
         (counters.boot_id, counters.started_ns).hash(&mut epoch);
-        let packets = counters.vf.rx_packets.saturating_add(counters.vf.tx_packets);
-        Some(Count { epoch: epoch.finish(), packets, trust: Trust::Guest })
+        let tally = |link| Tally::of_link(epoch.finish(), link);
+        Ok(Some(Told::Paths { pv: counters.pv.as_ref().map(tally), vf: tally(&counters.vf) }))
+    }
+
+    async fn count_both(&mut self, vm: &VmConfig) -> Result<Option<Told>, AgentError> {
+        let deadline = self.deadline;
+        let interfaces = self.connected(vm).await?.interfaces(deadline).await?;
+        let counters = counters_of(&interfaces, vm.mac);
+        Ok(counters.map(|counters| Told::Both(Tally::of_link(0, &counters))))
     }
 
     /// A closed connection is opened anew by the next command. An agent that was started anew in the
@@ -200,7 +245,11 @@ impl Guest {
 }
 
 fn bond_of(status: &AgentStatus, mac: MacAddr) -> AgentView {
+    if let Some(obstacle) = &status.obstacle {
+        return AgentView::NoBond(obstacle.clone());
+    }
     match (&status.bond, status.bond_mac) {
+        // An agent of an earlier version.
         (None, _) => {
             AgentView::NoBond("start qga-extension with --create-bond, or make one".into())
         }
@@ -228,3 +277,6 @@ pub(super) fn vf_report(result: Result<VfState, AgentError>) -> Report {
         Err(error) => report(Err(error)),
     }
 }
+
+#[cfg(test)]
+mod tests;

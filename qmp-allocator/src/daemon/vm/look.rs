@@ -1,20 +1,17 @@
-//! What one VM's task sees: devices in QEMU, the guest's agent, counters.
+//! What one VM's task sees: devices in QEMU, the guest's agent.
 
 use std::time::Duration;
 
-use flexvf_protocol::stats_page::{Counter, Direction, Header};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::VmTask;
 use super::act::TO_PV;
-use crate::daemon::clock::now;
 use crate::daemon::host::HostError;
 use crate::daemon::process::Process;
 use crate::io::proc;
 use crate::logic::engine::{Event, Held};
 use crate::logic::memlock;
-use crate::logic::rate::{Count, Sample, Trust};
 use crate::logic::vf::VfId;
 use crate::vmm::{Hypervisor, PluggedKind, Port, PortState, QmpVmm, VmmError};
 
@@ -124,10 +121,9 @@ impl VmTask {
     }
 
     pub(super) async fn look_at_guest(&mut self) {
-        let view = match self.failover_view() {
-            Some(view) => view,
-            None => self.guest.look(&self.config).await,
-        };
+        // Also a guest that needs no agent for its switches may have one that counts.
+        let seen = self.guest.look(&self.config).await;
+        let view = self.failover_view().unwrap_or(seen);
         self.send(Event::Agent { vm: self.name.clone(), view }).await;
     }
 
@@ -140,36 +136,6 @@ impl VmTask {
             };
             self.send(Event::Agent { vm: self.name.clone(), view }).await;
         }
-    }
-
-    pub(super) async fn sample(&mut self) {
-        let pv = self.count_pv();
-        let was_ready = self.guest.is_ready();
-        let vf = match &self.holds {
-            Some(vf) => self.shared.host.count(&self.config, vf, self.tenure).await,
-            None => None,
-        };
-        // A guest is not troubled for what is known: without a VF its VF path carries nothing.
-        let asked = was_ready
-            && self.config.failover.is_none()
-            && (self.holds.is_some() || self.config.stats.is_none());
-        let vf = match vf {
-            None if asked => self.guest.count(&self.config).await,
-            host => host,
-        };
-        self.send(Event::Sampled { vm: self.name.clone(), sample: Sample { at: now(), pv, vf } })
-            .await;
-        if was_ready && !self.guest.is_ready() {
-            self.look_at_guest().await;
-        }
-    }
-
-    fn count_pv(&mut self) -> Option<Count> {
-        let page = self.page.read(self.config.stats.as_deref()?);
-        let page = page.inspect_err(|error| debug!(%error, "no sample of PV")).ok()?;
-        let segments = |direction| page.total(direction, Counter::Segments);
-        let packets = segments(Direction::Rx).wrapping_add(segments(Direction::Tx));
-        Some(Count { epoch: page.header(Header::Generation), packets, trust: Trust::Host })
     }
 }
 

@@ -75,6 +75,7 @@ fn status() -> AgentStatus {
         bond_mac: Some(MacAddr::new([0x52, 0x54, 0, 0, 0, 1])),
         active: Some(Side::Pv),
         vf: Some(VfInBond { mac: VF_MAC, state: VfState::Ready }),
+        obstacle: None,
     }
 }
 

@@ -116,6 +116,16 @@ fn an_interface_is_followed_to_its_bridge() {
 }
 
 #[test]
+fn a_links_speed_is_known_where_the_driver_says_one() {
+    let (dir, sysfs) = tree();
+    assert_eq!(sysfs.speed_mbps("eth0"), None);
+    for (text, speed) in [("1000\n", Some(1000)), ("-1\n", None), ("0\n", None), ("\n", None)] {
+        fs::write(dir.path().join("class/net/eth0/speed"), text).unwrap();
+        assert_eq!(sysfs.speed_mbps("eth0"), speed, "{text:?}");
+    }
+}
+
+#[test]
 fn what_is_missing_is_said_with_what_to_do() {
     let (dir, sysfs) = tree();
     let error = |interface| sysfs.pf(interface).unwrap_err().to_string();

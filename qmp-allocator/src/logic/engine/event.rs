@@ -6,6 +6,7 @@ use std::time::Duration;
 use flexvf_protocol::VmName;
 
 use super::{AgentView, Held, Saved, VmSpec};
+use crate::logic::guest_count::Counting;
 use crate::logic::policy::{Strategy, Tuning};
 use crate::logic::rate::Sample;
 use crate::logic::switch::{Action, Limits, Record, Report};
@@ -99,6 +100,13 @@ pub enum Event {
         /// What was read.
         sample: Sample,
     },
+    /// Who counts a VM's paths has changed, or what its guest's word is worth.
+    Counting {
+        /// Which.
+        vm: VmName,
+        /// Who counts.
+        counting: Counting,
+    },
     /// A pool was looked at.
     Pool {
         /// Which.
@@ -139,6 +147,7 @@ impl Event {
             | Self::Agent { vm, .. }
             | Self::Obstacle { vm, .. }
             | Self::VmNode { vm, .. }
+            | Self::Counting { vm, .. }
             | Self::Sampled { vm, .. }
             | Self::Done { vm, .. }
             | Self::Deleted { vm, .. } => Some(vm),

@@ -7,6 +7,7 @@ use flexvf_protocol::VmName;
 use flexvf_protocol::agent::Path;
 
 use super::{Backoff, Command, Engine, Input, Pin, Qemu, RateMeter, Tenure, VfId, Vm};
+use crate::logic::guest_count::Counting;
 
 /// What a VM's registration says, as far as decisions depend on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +92,7 @@ impl Engine {
             obstacle: None,
             node: None,
             meter,
+            counting: Counting::default(),
             last_interval: None,
             hold: None,
             turns,
@@ -214,6 +216,12 @@ impl Engine {
     pub(super) fn on_vm_node(&mut self, name: &VmName, node: Option<u32>) {
         if let Some(vm) = self.vms.get_mut(name) {
             vm.node = node;
+        }
+    }
+
+    pub(super) fn on_counting(&mut self, name: &VmName, counting: Counting) {
+        if let Some(vm) = self.vms.get_mut(name) {
+            vm.counting = counting;
         }
     }
 

@@ -6,6 +6,7 @@ use flexvf_protocol::VmName;
 
 use super::index::Card;
 use super::{AgentView, Held, VmSpec};
+use crate::logic::guest_count::Counting;
 use crate::logic::policy::Pin;
 use crate::logic::rate::{Rate, RateMeter};
 use crate::logic::reconcile::{Hold, Holder, Taker};
@@ -26,6 +27,7 @@ pub(in crate::logic) struct Vm {
     /// The NUMA node that it runs on.
     pub(super) node: Option<u32>,
     pub(in crate::logic) meter: RateMeter,
+    pub(in crate::logic) counting: Counting,
     pub(in crate::logic) last_interval: Option<(u64, Rate)>,
     pub(in crate::logic) hold: Option<(Held, Tenure)>,
     pub(in crate::logic) turns: u64,

@@ -33,19 +33,14 @@ impl Machine {
             "guest-info" => Ok(json!({"version": VERSION, "supported_commands":
                 [{"enabled": true, "name": STATUS, "success-response": true}]})),
             STATUS => json_of(&self.status()),
+            // A lie is one of both paths: the VF's counts for nothing while there is none.
             COUNTERS => json_of(&AgentCounters {
                 boot_id: BOOT_ID.into(),
                 started_ns: 0,
                 boottime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
                 bond: Some(LinkCounters::default()),
-                pv: Some(LinkCounters::default()),
-                vf: LinkCounters {
-                    rx_packets: match lie {
-                        Some(Lie::Counters) => now.as_micros() as u64 * 5_000,
-                        _ => 0,
-                    },
-                    ..LinkCounters::default()
-                },
+                pv: Some(counted(now, lie)),
+                vf: counted(now, lie),
             }),
             JOIN_VF if lie == Some(Lie::Escapes) => Err(ESCAPES.into()),
             // It stays where it is.
@@ -92,6 +87,7 @@ impl Machine {
             bond_mac: Some(self.mac),
             active: Some(self.active),
             vf: None,
+            obstacle: None,
         }
     }
 
@@ -132,6 +128,14 @@ impl Machine {
             false => Err(format!("epoch {} has begun", self.epoch)),
         }
     }
+}
+
+fn counted(now: Duration, lie: Option<Lie>) -> LinkCounters {
+    let rx_packets = match lie {
+        Some(Lie::Counters) => now.as_micros() as u64 * 5_000,
+        _ => 0,
+    };
+    LinkCounters { rx_packets, ..LinkCounters::default() }
 }
 
 fn json_of(value: &impl Serialize) -> Result<Value, String> {
