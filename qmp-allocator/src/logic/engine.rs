@@ -130,6 +130,7 @@ impl Engine {
             Event::Agent { vm, view } => self.on_agent(now, &vm, view, out),
             Event::Obstacle { vm, obstacle } => self.on_obstacle(&vm, obstacle),
             Event::VmNode { vm, node } => self.on_vm_node(&vm, node),
+            Event::VmMemory { vm, bytes } => self.on_vm_memory(&vm, bytes),
             Event::VfNodes { pool, nodes } => self.on_vf_nodes(&pool, nodes),
             Event::Reset(vm) => self.on_reset(now, &vm, out),
             Event::Sampled { vm, sample } => {
