@@ -1,7 +1,6 @@
 //! Section 6.2: what a switch takes, as the testbed measured it (`scripts/demo --json`).
 
 use std::fmt::Write;
-use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -38,17 +37,11 @@ struct Switch {
     total_ms: f64,
 }
 
-/// Reads a result of `scripts/demo --json`.
+/// Reads a result of `scripts/demo --json`, or another scenario's.
 ///
 /// # Errors
 /// It is none, it had failed, or there is no switch in it.
-pub fn read(file: &Path) -> Result<Vec<Switches>> {
-    let name = || file.display().to_string();
-    let text = std::fs::read_to_string(file).with_context(name)?;
-    parse(&text).with_context(name)
-}
-
-fn parse(text: &str) -> Result<Vec<Switches>> {
+pub fn parse(text: &str) -> Result<Vec<Switches>> {
     let Played { pool, passed, switches } =
         serde_json::from_str(text).context("not a result of scripts/demo --json")?;
     ensure!(passed, "that run had failed; measure again");
