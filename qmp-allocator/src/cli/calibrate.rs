@@ -80,9 +80,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         for path in ["pv", "vf"] {
             eprintln!("calibrate: round {round} of {}, over {path}", args.rounds);
             pinned.pin(path)?;
+            until(&mut client, &stop, &args.vm, path)?;
+            sleep(SETTLE);
+            // The daemon may have been about to move it by its policy when it read the pin.
             let at = until(&mut client, &stop, &args.vm, path)?;
             vf = at.unwrap_or(vf);
-            sleep(SETTLE);
             // Neighbours and caches are found before anything counts.
             echo.burst(Burst { per_s: 20, bytes: MIN_BYTES, time: SETTLE })?;
             for both in &mut measured {
@@ -90,6 +92,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 let burst = Burst { time: Duration::from_secs(args.seconds), ..both.cell };
                 let echoes = echo.burst(burst).with_context(|| args.target.to_string())?;
                 if path == "pv" { both.pv.add(echoes) } else { both.vf.add(echoes) }
+            }
+            let now = place(&mut client, &args.vm)?;
+            if now["path"] != path {
+                let reason = now["reason"].as_str().unwrap_or("no reason is known");
+                bail!("{} has left {path} while it was measured: {reason}", args.vm);
             }
         }
     }

@@ -46,7 +46,7 @@ bridge. Shaded: a switch, from its first step to its last.</p>
 {rows}</table>
 <p><b>Beside the paper.</b> What a switch does to the database is the point here: in {seconds} seconds with {switches} switches {silent}
 seconds had no transaction, and {errors:.0} failed. How much more the database does over a VF is the emulated processor's and the
-emulated NIC's, and not compared.</p>
+emulated NIC's, and not compared; what else moves the curve is what the machine does beside.</p>
 "#,
         chart(database).draw()
     )

@@ -47,7 +47,10 @@ pub fn parse(text: &str) -> Result<Vec<Switches>> {
     ensure!(passed, "that run had failed; measure again");
     let mut found = Vec::new();
     for direction in ["to_vf", "to_pv"] {
-        let of = || switches.iter().filter(|switch| switch.direction == direction);
+        // A guest that lets go of its VF by itself leaves no unplug to be waited for.
+        let is_planned =
+            |it: &&Switch| ["plug", "unplug"].iter().any(|step| it.steps_ms.contains_key(*step));
+        let of = || switches.iter().filter(|it| it.direction == direction).filter(is_planned);
         let mut totals: Vec<f64> = of().map(|switch| switch.total_ms).collect();
         let Some(middle) = median(&mut totals) else { continue };
         let ends = |from: f64, with: fn(f64, f64) -> f64| totals.iter().copied().fold(from, with);
@@ -93,8 +96,13 @@ mod tests {
     #[test]
     fn medians_are_by_direction_and_step() {
         let switch = |direction: &str, plug: f64, total: f64| serde_json::json!({"vm": "a", "direction": direction, "steps_ms": {"prepare": 1.0, "plug": plug}, "total_ms": total});
-        let switches =
-            [switch("to_vf", 10.0, 30.0), switch("to_vf", 20.0, 50.0), switch("to_vf", 90.0, 90.0)];
+        let unplanned = serde_json::json!({"vm": "a", "direction": "to_pv", "steps_ms": {"sanitise": 1.0}, "total_ms": 1.0});
+        let switches = [
+            switch("to_vf", 10.0, 30.0),
+            switch("to_vf", 20.0, 50.0),
+            switch("to_vf", 90.0, 90.0),
+            unplanned,
+        ];
         let text = serde_json::json!({"pool": "sriov", "passed": true, "switches": switches});
         let found = parse(&text.to_string()).unwrap();
         let [to_vf] = &found[..] else { panic!("{found:?}") };
