@@ -59,9 +59,9 @@ enum Command {
     /// over a VF in turns, and fits a curve to what was saved. It pins the VM in its registration meanwhile, so that
     /// the daemon switches it; another VM may have to give its VF. In the end the registration is as it was.
     ///
-    /// Run it where packets come from: on the host itself they do not pass the wire; `ip netns exec` or a
-    /// second machine that shares the daemon's files and socket measure that, too. The guest's own traffic
-    /// should be little. Times are half of a round trip, so they hold what both paths have in common as well.
+    /// Run it where packets come from: from the host itself they do not pass the wire; from a network namespace with
+    /// an interface of its own on it (`ip netns exec`) they do. The guest's own traffic should be little. Times are
+    /// half of a round trip, so they hold what both paths have in common as well.
     Calibrate(calibrate::Args),
     /// Check a configuration, and the VM files that it leads to, without running anything
     CheckConfig(check_config::Args),
