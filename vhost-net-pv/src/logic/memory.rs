@@ -97,9 +97,13 @@ pub fn copy_in(slices: &[GuestSlice<'_>], skip: usize, data: &[u8]) -> usize {
 }
 
 /// Writes a value to the front of `slices`; in one piece, and without a call, where that can be.
+///
+/// What stands there already is left alone: memory that nobody writes can stay in the caches of
+/// both sides, and a header is mostly what it was when the guest used the buffer last.
 #[inline]
-pub fn put<T: ByteValued>(slices: &[GuestSlice<'_>], value: &T) {
+pub fn put<T: ByteValued + PartialEq>(slices: &[GuestSlice<'_>], value: &T) {
     match slices.first().and_then(|slice| slice.get_ref(0).ok()) {
+        Some(place) if place.load() == *value => {}
         Some(place) => place.store(*value),
         None => {
             copy_into_many(slices, 0, value.as_slice());
