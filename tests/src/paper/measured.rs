@@ -16,8 +16,8 @@ pub struct Measured {
     pub switches: Vec<Switches>,
     /// `footprint.json` of the scenario `switches`.
     pub footprints: Vec<Footprint>,
-    /// A curve of `flexvf calibrate`.
-    pub calibration: Option<Calibration>,
+    /// Curves of `flexvf calibrate`.
+    pub calibrations: Vec<Calibration>,
     /// `database.json` of the scenario `database`.
     pub database: Option<Database>,
 }
@@ -32,7 +32,8 @@ impl Measured {
         let text = std::fs::read_to_string(file).with_context(|| format!("read {name}"))?;
         if file.extension().is_some_and(|it| it == "toml") {
             let GainFile { calibration, .. } = GainFile::load(file)?;
-            return put(&mut self.calibration, calibration).with_context(|| name.to_string());
+            self.calibrations.push(calibration);
+            return Ok(());
         }
         if let Ok(footprints) = serde_json::from_str::<Vec<Footprint>>(&text) {
             self.footprints.extend(footprints);
@@ -81,6 +82,6 @@ mod tests {
         assert!(read("twice.json", &database).unwrap_err().contains("given before"));
         assert!(read("other.json", "{}").unwrap_err().contains("not a result of scripts/demo"));
         assert_eq!((measured.switches.len(), measured.footprints.len()), (1, 1));
-        assert!(measured.calibration.is_some() && measured.database.is_some());
+        assert!(measured.calibrations.len() == 1 && measured.database.is_some());
     }
 }

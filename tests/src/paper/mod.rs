@@ -146,8 +146,8 @@ pub fn run(options: &Options) -> Result<()> {
     if !measured.footprints.is_empty() {
         files.push(("footprint.csv", footprint::csv(&measured.footprints)));
     }
-    if let Some(calibration) = &measured.calibration {
-        files.push(("figure5.csv", boost::csv(calibration)));
+    if !measured.calibrations.is_empty() {
+        files.push(("figure5.csv", boost::csv(&measured.calibrations)));
     }
     if let Some(database) = &measured.database {
         files.push(("figure6.csv", database::csv(database)));

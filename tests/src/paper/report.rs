@@ -51,7 +51,7 @@ impl Report {
             "figure7": groups, "figure8": ftp, "policies": shapes,
             "order": {"figure7": groups.order(), "figure8": ftp.order()},
             "switches": measured.switches, "footprint": measured.footprints,
-            "figure5": measured.calibration, "figure6": measured.database,
+            "figure5": measured.calibrations, "figure6": measured.database,
         });
         Ok(serde_json::to_string_pretty(&summary)?)
     }
@@ -154,7 +154,7 @@ what an assignment would have had them carry that knows each interval beforehand
 
 /// Nothing without a measurement.
 fn measured_html(measured: &Measured) -> String {
-    let Measured { switches, footprints, calibration, database } = measured;
+    let Measured { switches, footprints, calibrations, database } = measured;
     let mut text = String::new();
     if !switches.is_empty() {
         text += &switches_html(switches);
@@ -162,7 +162,9 @@ fn measured_html(measured: &Measured) -> String {
     if !footprints.is_empty() {
         text += &footprint::html(footprints);
     }
-    text += &calibration.as_ref().map(boost::html).unwrap_or_default();
+    if !calibrations.is_empty() {
+        text += &boost::html(calibrations);
+    }
     text += &database.as_ref().map(database::html).unwrap_or_default();
     text
 }
