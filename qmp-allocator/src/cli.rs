@@ -1,5 +1,6 @@
 //! The commands of `flexvf`.
 
+mod calibrate;
 mod check_config;
 mod client;
 mod explain;
@@ -52,6 +53,16 @@ enum Command {
     Plan(plan::Args),
     /// Show VFs that QEMU or the host has not let go of, and have FlexVF look at one again
     Quarantine(quarantine::Args),
+    /// Measure what a VF is worth to a guest, for `gain_file` in the configuration
+    ///
+    /// Sends echoes (ICMP, which every guest answers by itself) to the guest at several rates and sizes, over PV and
+    /// over a VF in turns, and fits a curve to what was saved. It pins the VM in its registration meanwhile, so that
+    /// the daemon switches it; another VM may have to give its VF. In the end the registration is as it was.
+    ///
+    /// Run it where packets come from: from the host itself they do not pass the wire; from a network namespace with
+    /// an interface of its own on it (`ip netns exec`) they do. The guest's own traffic should be little. Times are
+    /// half of a round trip, so they hold what both paths have in common as well.
+    Calibrate(calibrate::Args),
     /// Check a configuration, and the VM files that it leads to, without running anything
     CheckConfig(check_config::Args),
     /// Compare the strategies over made-up or recorded traffic, without a host
@@ -88,6 +99,7 @@ impl Cli {
             Command::Explain(args) => explain::run(&args),
             Command::Plan(args) => plan::run(&args),
             Command::Quarantine(args) => quarantine::run(args),
+            Command::Calibrate(args) => calibrate::run(&args),
             Command::CheckConfig(args) => check_config::run(args),
             Command::Simulate(args) => simulate::run(&args),
             Command::Replay(args) => replay::run(&args),

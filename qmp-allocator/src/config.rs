@@ -5,6 +5,7 @@
 //! sockets and functions exist is not asked here: they come and go while the daemon runs.
 
 mod daemon;
+mod gain;
 mod raw;
 mod text;
 mod vf;
@@ -14,6 +15,7 @@ pub use daemon::{
     Config, Deadlines, EmulatedPool, MacOrder, NodeOwner, Pool, PoolKind, RecorderConfig,
     SriovPool, Strategy, Tuning, VfRange, VfioKind,
 };
+pub use gain::{Calibration, GainFile, Point};
 pub use text::ConfigError;
 pub use vf::VfOptions;
 pub use vm::{Pin, VmConfig};

@@ -17,6 +17,7 @@
 //! Everything that another process sends is bounded in size and in time, and no fault of it panics.
 
 pub mod agent;
+pub mod echo;
 pub mod found;
 pub mod netlink;
 pub mod proc;

@@ -7,8 +7,10 @@
 //! [`settings`] plans what a VF's PF is told and how that is undone, [`memlock`] who may not have one.
 
 pub mod decision;
+pub mod echo;
 pub mod engine;
 pub mod explain;
+pub mod gain;
 pub mod guest_count;
 pub mod memlock;
 pub mod outlook;

@@ -76,6 +76,8 @@ pub(super) struct VmTask {
     obstacle: Option<String>,
     /// Its NUMA node, as last told to the engine.
     node: Option<u32>,
+    /// Its guest's memory, as last told to the engine.
+    memory_bytes: Option<u64>,
     /// The guest's agent may have changed; looked at by the timer, not for each event of a guest's making.
     look_due: bool,
     /// What was last complained of, so that it is told once and not at every look.
@@ -113,6 +115,7 @@ impl VmTask {
             pointed: None,
             obstacle: None,
             node: None,
+            memory_bytes: None,
             look_due: true,
             complaints: String::new(),
         }
@@ -128,6 +131,7 @@ impl VmTask {
                     info!(version = vmm.version(), "connected to QEMU");
                     told.clear();
                     self.qemu = vmm.pid().and_then(Process::of);
+                    self.memory_bytes = None;
                     let since = Instant::now();
                     if !self.serve(Link { vmm, events }).await {
                         break;

@@ -131,6 +131,7 @@ impl Engine {
             Event::Obstacle { vm, obstacle } => self.on_obstacle(&vm, obstacle),
             Event::VmNode { vm, node } => self.on_vm_node(&vm, node),
             Event::Counting { vm, counting } => self.on_counting(&vm, counting),
+            Event::VmMemory { vm, bytes } => self.on_vm_memory(&vm, bytes),
             Event::VfNodes { pool, nodes } => self.on_vf_nodes(&pool, nodes),
             Event::Reset(vm) => self.on_reset(now, &vm, out),
             Event::Sampled { vm, sample } => {

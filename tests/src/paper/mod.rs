@@ -1,13 +1,19 @@
 //! The paper's evaluation (section 6.4), as far as policies decide it: a report with plots.
 //!
 //! The policies are the product's own, asked round by round. What is not theirs is a model
-//! ([`model`]), and said to be one wherever a figure rests on it. What the testbed has measured can be added
-//! ([`switches`]); nothing is measured here.
+//! ([`model`]), and said to be one wherever a figure rests on it. What the testbed has measured (sections 6.2 and 6.3, figures 5
+//! and 6) is added from the files that its runs leave ([`measured`]); nothing is measured here.
 
+pub mod boost;
+pub mod chart;
 pub mod compare;
+pub mod database;
+pub mod footprint;
 pub mod ftp;
 pub mod groups;
+pub mod measured;
 pub mod model;
+pub mod order;
 pub mod report;
 pub mod svg;
 pub mod switches;
@@ -20,6 +26,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use fastrand::Rng;
 use flexvf_protocol::VmName;
+use measured::Measured;
 use qmp_allocator::logic::policy::{Candidate, Memory, Rules, Strategy, Tuning, rank};
 use report::Report;
 
@@ -30,7 +37,9 @@ pub struct Options {
     /// Folder for report.html, a CSV file a figure, and summary.json
     #[arg(long)]
     pub out: PathBuf,
-    /// A result of `scripts/demo --json`, for what a switch takes; may be given several times
+    /// What a run on the testbed has left, for what was measured: a result of `scripts/demo --json` or of the scenario
+    /// switches, its footprint.json, a curve of `flexvf calibrate`, the scenario database's database.json; may be
+    /// given several times
     #[arg(long, value_name = "FILE")]
     pub measured: Vec<PathBuf>,
     /// Decides everything that is random
@@ -119,9 +128,9 @@ fn candidates(pps: &[f64], holders: &[bool]) -> Vec<Candidate> {
 pub fn run(options: &Options) -> Result<()> {
     let out = &options.out;
     std::fs::create_dir_all(out).with_context(|| format!("make {}", out.display()))?;
-    let mut measured = Vec::new();
+    let mut measured = Measured::default();
     for file in &options.measured {
-        measured.extend(switches::read(file)?);
+        measured.read(file)?;
     }
     let groups = groups::play(options.seed);
     let ftp = ftp::play(options.seed);
@@ -131,8 +140,17 @@ pub fn run(options: &Options) -> Result<()> {
         ("figure8.csv", ftp.csv()),
         ("policies.csv", compare::csv(&shapes)),
     ];
-    if !measured.is_empty() {
-        files.push(("switches.csv", switches::csv(&measured)));
+    if !measured.switches.is_empty() {
+        files.push(("switches.csv", switches::csv(&measured.switches)));
+    }
+    if !measured.footprints.is_empty() {
+        files.push(("footprint.csv", footprint::csv(&measured.footprints)));
+    }
+    if !measured.calibrations.is_empty() {
+        files.push(("figure5.csv", boost::csv(&measured.calibrations)));
+    }
+    if let Some(database) = &measured.database {
+        files.push(("figure6.csv", database::csv(database)));
     }
     let report = Report { seed: options.seed, groups, ftp, shapes, measured };
     files.push(("summary.json", report.summary()? + "\n"));

@@ -5,42 +5,49 @@ use std::fmt::Write;
 use super::compare::Compared;
 use super::ftp::{Ftp, TRANSFER};
 use super::groups::{GROUPS_PPS, Groups, LatencyBox};
+use super::model::Toward;
 use super::switches::Switches;
 use super::{Contender, INTERVAL};
 
-const WIDTH: f64 = 760.0;
-const LEFT: f64 = 70.0;
-const RIGHT: f64 = 10.0;
+pub(super) const WIDTH: f64 = 760.0;
+pub(super) const LEFT: f64 = 70.0;
+pub(super) const RIGHT: f64 = 10.0;
 
 /// An SVG picture under construction.
-struct Picture {
+pub(super) struct Picture {
     height: f64,
     text: String,
 }
 
 impl Picture {
-    fn new(height: f64) -> Self {
+    pub(super) fn new(height: f64) -> Self {
         Self { height, text: String::new() }
     }
 
-    fn rect(&mut self, (x, y): (f64, f64), (width, height): (f64, f64), style: &str) {
+    pub(super) fn rect(&mut self, (x, y): (f64, f64), (width, height): (f64, f64), style: &str) {
         let size = format!("width=\"{width:.1}\" height=\"{height:.1}\"");
         let _ = writeln!(self.text, "<rect x=\"{x:.1}\" y=\"{y:.1}\" {size} {style}/>");
     }
 
-    fn line(&mut self, (x1, y1): (f64, f64), (x2, y2): (f64, f64), colour: &str, width: f64) {
+    pub(super) fn line(
+        &mut self,
+        (x1, y1): (f64, f64),
+        (x2, y2): (f64, f64),
+        colour: &str,
+        width: f64,
+    ) {
         let ends = format!("x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\"");
         let _ = writeln!(self.text, "<line {ends} stroke=\"{colour}\" stroke-width=\"{width}\"/>");
     }
 
-    fn word(&mut self, (x, y): (f64, f64), anchor: &str, text: &str) {
+    pub(super) fn word(&mut self, (x, y): (f64, f64), anchor: &str, text: &str) {
         let _ = writeln!(
             self.text,
             "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" font-size=\"12\" fill=\"var(--ink)\">{text}</text>"
         );
     }
 
-    fn finish(self, title: &str) -> String {
+    pub(super) fn finish(self, title: &str) -> String {
         let Self { height, text } = self;
         format!(
             "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{title}\" font-family=\"sans-serif\" xmlns=\"http://www.w3.org/2000/svg\">\n{text}</svg>\n"
@@ -58,7 +65,7 @@ impl Picture {
 }
 
 /// The page names so many.
-fn colour(index: usize) -> String {
+pub(super) fn colour(index: usize) -> String {
     format!("var(--c{})", index % 4)
 }
 
@@ -142,6 +149,36 @@ pub fn transfer(ftp: &Ftp) -> String {
         picture.word((x(round), end + 16.0), "middle", &format!("{minutes} min"));
     }
     picture.finish("When the transferring VM has a VF")
+}
+
+/// A bar a contender and direction.
+pub fn packet_times(ftp: &Ftp) -> String {
+    const ROW: f64 = 17.0;
+    const NAME: f64 = 200.0;
+    let times = || ftp.runs.iter().flat_map(|run| run.packet_us);
+    let most = times().fold(1.0, f64::max).ceil();
+    let height = 34.0 + Toward::ALL.len() as f64 * (ROW * ftp.runs.len() as f64 + 16.0);
+    let mut picture = Picture::new(height);
+    let x = |us: f64| NAME + us / most * (WIDTH - NAME - 80.0);
+    for us in (0..=most as u32).step_by(2) {
+        let at = x(f64::from(us));
+        picture.line((at, 18.0), (at, height - 12.0), "var(--grid)", 1.0);
+        picture.word((at, 12.0), "middle", &format!("{us} µs"));
+    }
+    let mut y = 34.0;
+    for (toward, name) in Toward::ALL.into_iter().zip(["from the VM", "to the VM"]) {
+        picture.word((4.0, y + 10.0), "start", name);
+        for (index, run) in ftp.runs.iter().enumerate() {
+            picture.word((NAME - 8.0, y + 10.0), "end", run.contender);
+            let us = run.packet_us[toward as usize];
+            let style = format!("fill=\"{}\"", colour(index));
+            picture.rect((NAME, y), (x(us) - NAME, ROW - 4.0), &style);
+            picture.word((x(us) + 6.0, y + 10.0), "start", &format!("{us:.2}"));
+            y += ROW;
+        }
+        y += 16.0;
+    }
+    picture.finish("Time of the transfer's packets by policy and direction")
 }
 
 /// A bar a step.

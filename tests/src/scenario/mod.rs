@@ -5,15 +5,18 @@
 //! a switch, [`bad_input`] makes every mistake that an operator can; [`hostile`] has made-up VMs that misbehave;
 //! [`explain`] looks at what operators are told, at a recording and at a dry run; [`debian`] is about a
 //! guest as people have them, [`switches`] counts what planned switches cost a guest, and an unplanned
-//! one; [`settings`] looks at what becomes of a VF, [`pv`] has no daemon and is about the PV path alone.
+//! one; [`calibrate`] measures what a VF is worth, [`database`] plays a database through switches; [`settings`] looks at what becomes of a VF, [`pv`] has no daemon and is about the PV path alone.
 //! What a scenario sees goes to stdout as it happens, to `details.json` in the testbed's folder, and in
 //! the promised form to the file of `--json`.
 
 pub mod bad_input;
+pub mod calibrate;
 pub mod crash;
+pub mod database;
 pub mod debian;
 pub mod explain;
 pub mod follow;
+pub mod footprint;
 pub mod hostile;
 pub mod io;
 pub mod logic;
@@ -51,7 +54,7 @@ pub struct Options {
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(2..))]
     pub interval: u64,
     /// Moves of the load (activity), circles of turns (fair), kills of the daemon (crash), switches each
-    /// way (switches)
+    /// way (switches, database), turns of both paths (calibrate)
     #[arg(long, default_value_t = 3)]
     pub rounds: usize,
     /// Probes a second to and from each guest, each way
@@ -73,7 +76,7 @@ pub struct Options {
     /// Connections to cut (pv)
     #[arg(long, default_value_t = 1000)]
     pub reconnects: u64,
-    /// What guests boot instead of the testbed's own image (debian)
+    /// What guests boot instead of the testbed's own image (debian, database)
     #[arg(long)]
     pub guest_initrd: Option<PathBuf>,
     /// The guest has net_failover instead of bond and agent (switches)
@@ -124,6 +127,10 @@ pub enum Scenario {
     Explain,
     /// A guest that goes to its VF and back again and again, under traffic that is counted
     Switches,
+    /// `flexvf calibrate` on a guest, and its curve in a configuration
+    Calibrate,
+    /// MariaDB in a Debian guest, asked by sysbench through switches
+    Database,
     /// A Debian guest with systemd, the agent from its package and a stock qemu-ga beside it
     Debian,
     /// The PV path alone: kills, reconnects, reboot, migration, counters
@@ -169,6 +176,8 @@ pub fn run(options: &Options) -> Result<bool> {
         Scenario::Hostile => hostile::play(options, &host),
         Scenario::Explain => explain::play(options, &host),
         Scenario::Debian => debian::play(options, &host),
+        Scenario::Calibrate => calibrate::play(options, &host),
+        Scenario::Database => database::play(options, &host),
         Scenario::Switches => switches::play(options, &host),
         Scenario::Pv => return pv::run(options, &host),
     };

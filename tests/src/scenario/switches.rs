@@ -15,6 +15,7 @@ use flexvf_protocol::VmName;
 use serde_json::{Value, json};
 
 use super::Options;
+use super::footprint::{self, Account as Used, Footprint};
 use super::io::guests::{identity, shell_options, shell_socket};
 use super::io::host::Host;
 use super::io::jsonline::QmpClient;
@@ -43,6 +44,7 @@ struct Row {
     account: Account,
     /// Segments that TCP sent again: the peer and the guest.
     sent_again: (u64, u64),
+    footprints: Vec<Footprint>,
 }
 
 /// Plays it.
@@ -87,6 +89,7 @@ struct Run {
     vm: VmName,
     target: Target,
     shell: Shell,
+    failover: bool,
 }
 
 impl Run {
@@ -102,7 +105,7 @@ impl Run {
         // It has waited for the guest to boot; each row has a peer of its own.
         stage.peer.end();
         let shell = Shell::connect(&shell_socket(&stage.host, vm.as_str()))?;
-        Ok(Self { stage, vm, target, shell })
+        Ok(Self { stage, vm, target, shell, failover: options.failover })
     }
 
     fn pin(&mut self, path: &str) -> Result<()> {
@@ -130,12 +133,24 @@ impl Run {
     fn row(&mut self, what: &str, happens: impl FnOnce(&mut Self) -> Result<()>) -> Result<Row> {
         self.stage.say(format!("traffic, and: {what}"));
         let before = self.sent_again()?;
+        let (used, switches, began) = (self.used()?, self.switches(), Instant::now());
         let streams = Streams::start(&self.stage.host, &self.target, PATIENCE)?;
         happens(self)?;
         let account = streams.end(PATIENCE)?;
+        let (lasted_s, switches) = (began.elapsed().as_secs_f64(), self.switches() - switches);
+        let footprint =
+            |((program, before), (_, after)): (&(String, Used), (String, Used))| Footprint {
+                program: program.clone(),
+                during: what.to_owned(),
+                lasted_s,
+                switches,
+                cpu_ms: after.cpu_ms - before.cpu_ms,
+                resident_mib: after.resident_mib,
+            };
+        let footprints = used.iter().zip(self.used()?).map(footprint).collect();
         let after = self.sent_again()?;
         let sent_again = (after.0 - before.0, after.1 - before.1);
-        Ok(Row { what: what.into(), account, sent_again })
+        Ok(Row { what: what.into(), account, sent_again, footprints })
     }
 
     /// QEMU asks the guest for the device, and neither daemon nor agent hears of it before it is gone.
@@ -154,6 +169,25 @@ impl Run {
         self.until("the guest has a VF again", |vm| vm.path == "vf")?;
         sleep(STAY);
         Ok(())
+    }
+
+    fn switches(&self) -> usize {
+        self.stage.watch.switches().count()
+    }
+
+    /// Each program's account; with net_failover there is no agent.
+    fn used(&mut self) -> Result<Vec<(String, Used)>> {
+        let mut used = vec![
+            ("flexvf".to_owned(), footprint::of_process(self.stage.daemon_pid()?)?),
+            (
+                "vhost-net-pv".to_owned(),
+                footprint::of_process(self.stage.guest(&self.vm)?.backend()?)?,
+            ),
+        ];
+        if !self.failover {
+            used.push(("qga-extension".to_owned(), footprint::of_agent(&mut self.shell)?));
+        }
+        Ok(used)
     }
 
     fn sent_again(&mut self) -> Result<(u64, u64)> {
@@ -213,6 +247,14 @@ impl Run {
                 .say(format!("{count} switches {direction}, {median_ms:.0} ms at the median"));
         }
         std::fs::write(self.stage.host.log("switches.md"), table)?;
+        let footprints: Vec<&Footprint> = rows.iter().flat_map(|row| &row.footprints).collect();
+        for Footprint { program, during, lasted_s, cpu_ms, resident_mib, .. } in &footprints {
+            self.stage.say(format!(
+                "{program}, {during}: {cpu_ms:.1} ms of processor time in {lasted_s:.1} s, {resident_mib:.1} MiB"
+            ));
+        }
+        let footprints = serde_json::to_string_pretty(&footprints)? + "\n";
+        std::fs::write(self.stage.host.log("footprint.json"), footprints)?;
         failures.extend(self.stage.end_daemon());
         let probes = rows.iter().flat_map(|row| probes_of(&self.vm, row)).collect();
         let passed = failures.is_empty();
@@ -239,7 +281,7 @@ fn table(rows: &[Row], probe_pps: u32) -> String {
     let mut text = format!(
         "| switches | probes, {probe_pps}/s | sent | lost | twice | late | longest gap | TCP | sent again |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
     );
-    for Row { what, account, sent_again } in rows {
+    for Row { what, account, sent_again, .. } in rows {
         let tcp = account.tcp.as_ref();
         let mib = |bytes: fn(&super::pv::logic::result::Transfer) -> u64| {
             tcp.map_or(0.0, |tcp| bytes(tcp) as f64 / f64::from(1 << 20))

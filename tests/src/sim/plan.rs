@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use qmp_allocator::logic::engine::Settings;
+use qmp_allocator::logic::gain::Gain;
 use qmp_allocator::logic::policy::{Strategy, Tuning};
 use qmp_allocator::logic::switch::Limits;
 
@@ -127,6 +128,7 @@ fn tuning(seed: u64, interval: Duration) -> Tuning {
         min_hold: interval * rng.u32(..3),
         switch_cost: Duration::from_secs(rng.u64(..3)),
         rate_time_constant: interval * rng.u32(..3),
+        gain: if rng.bool() { Gain::Queue } else { Gain::Packets },
         ..default
     }
 }

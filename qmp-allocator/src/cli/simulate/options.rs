@@ -1,10 +1,13 @@
 //! What strategies are compared, and what they are set to: of `flexvf simulate` and `flexvf replay`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::table::Row;
+use crate::config::{ConfigError, GainFile};
+use crate::logic::gain::Gain;
 use crate::logic::policy::{Rules, Strategy, Tuning};
 use crate::logic::simulate::Demand;
 use crate::logic::simulate::play::{Host, play};
@@ -23,6 +26,9 @@ pub(in crate::cli) struct Options {
     /// min_hold_s where there is hysteresis
     #[arg(long, default_value_t = 900, value_parser = clap::value_parser!(u64).range(0..=2_592_000))]
     min_hold_s: u64,
+    /// gain where there is hysteresis: packets, queue, or a file of `flexvf calibrate`
+    #[arg(long, default_value = "packets", value_parser = gain, value_name = "NAME|FILE")]
+    gain: Gain,
     /// max_wait_s of hybrid
     #[arg(long, default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(1..=2_592_000))]
     max_wait_s: u64,
@@ -59,6 +65,7 @@ impl Options {
             margin_percent: self.margin_percent,
             min_hold: Duration::from_secs(self.min_hold_s),
             switch_cost: Duration::from_secs(self.switch_s),
+            gain: self.gain,
             ..plain
         };
         let rules = move |strategy, tuning| Rules { strategy, tuning, interval };
@@ -72,6 +79,14 @@ impl Options {
         ];
         let wanted = |strategy| self.strategy.is_empty() || self.strategy.contains(&strategy);
         all.into_iter().filter(move |(_, rules)| wanted(rules.strategy))
+    }
+}
+
+fn gain(name: &str) -> Result<Gain, ConfigError> {
+    match name {
+        "packets" => Ok(Gain::Packets),
+        "queue" => Ok(Gain::Queue),
+        file => Ok(Gain::Measured(GainFile::load(Path::new(file))?.curve)),
     }
 }
 

@@ -1,12 +1,15 @@
 //! `[policy]`: what a strategy is set to beyond the paper.
 
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::super::GainFile;
 use super::{ConfigError, Seconds, Text, Tuning, seconds};
+use crate::logic::gain::Gain;
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
@@ -17,6 +20,17 @@ pub(super) struct RawPolicy {
     max_wait_s: Seconds,
     wants_pps: Option<Spanned<u32>>,
     rate_time_constant_s: Seconds,
+    gain: Option<Spanned<Model>>,
+    gain_file: Option<Spanned<PathBuf>>,
+    pin_s_per_gib: Seconds,
+}
+
+/// Models that need no file.
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "kebab-case")]
+enum Model {
+    Packets,
+    Queue,
 }
 
 pub(super) fn tuning(
@@ -45,9 +59,29 @@ pub(super) fn tuning(
         max_wait,
         rate_time_constant: time(&raw.rate_time_constant_s)?,
         wants_pps: raw.wants_pps.as_ref().map_or(default.wants_pps, |it| *it.get_ref()),
+        gain: gain(text, raw)?,
+        pin_per_gib: match &raw.pin_s_per_gib {
+            None => default.pin_per_gib,
+            found => seconds(text, found.as_ref(), 0.0, PIN_TIMES)?,
+        },
     })
 }
 
+fn gain(text: &Text, raw: &RawPolicy) -> Result<Gain, ConfigError> {
+    match (&raw.gain, &raw.gain_file) {
+        (Some(named), Some(_)) => {
+            Err(text.refuse(named, "gain and gain_file", "give one of the two"))
+        }
+        (None, None) => Ok(Gain::Packets),
+        (Some(named), None) => Ok(match named.get_ref() {
+            Model::Packets => Gain::Packets,
+            Model::Queue => Gain::Queue,
+        }),
+        (None, Some(file)) => Ok(Gain::Measured(GainFile::load(&text.path(file)?)?.curve)),
+    }
+}
+
+const PIN_TIMES: RangeInclusive<f64> = 0.0..=60.0;
 /// As the longest interval.
 const TIMES: RangeInclusive<f64> = 0.0..=2_592_000.0;
 /// Eleven times the rate: beyond it, `min_hold_s` says it better.

@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::{NodeOwner, PoolKind};
+use crate::logic::gain::Gain;
 
 const POOL: &str = "[[pool]]\nkind = \"emulated\"\ntaps = [\"vf0\"]\n";
 
@@ -58,6 +59,8 @@ fn every_key_is_taken() {
         max_wait_s = 120
         wants_pps = 100
         rate_time_constant_s = 600
+        gain = "queue"
+        pin_s_per_gib = 0.5
         [recorder]
         folder = "/tmp/recording"
         max_mb = 16
@@ -109,6 +112,8 @@ fn every_key_is_taken() {
         max_wait: Duration::from_secs(120),
         wants_pps: 100,
         rate_time_constant: Duration::from_secs(600),
+        gain: Gain::Queue,
+        pin_per_gib: Duration::from_millis(500),
     };
     assert_eq!(config.tuning, tuning);
     let recorder = config.recorder.unwrap();
@@ -268,4 +273,25 @@ fn a_recorder_of_no_size_is_none_and_a_relative_folder_is_refused() {
     );
     let error = load_text(&format!("[recorder]\nfolder = \"here\"\n{POOL}")).unwrap_err();
     assert!(error.contains("relative path"), "{error}");
+}
+
+#[test]
+fn a_gain_is_named_or_read_from_a_file_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let curve = dir.path().join("gain.toml");
+    let point = "[[point]]\npps = 10.0\nbytes = 64\npv_us = 3.0\nvf_us = 1.0\npv_lost = 0.0\nvf_lost = 0.0\n";
+    std::fs::write(&curve, format!("vm = \"a\"\nvf = \"vf0\"\n{point}")).unwrap();
+    let of = |policy: &str| load_text(&format!("[policy]\n{policy}\n{POOL}"));
+    let Gain::Measured(curve_read) = of(&format!("gain_file = {curve:?}")).unwrap().tuning.gain
+    else {
+        panic!("not measured");
+    };
+    assert_eq!(curve_read.points(), [(10, 20_000)]);
+    let both = of(&format!("gain = \"queue\"\ngain_file = {curve:?}")).unwrap_err();
+    assert_eq!(both, "flexvf.toml:2: gain and gain_file; give one of the two");
+    let relative = of("gain_file = \"gain.toml\"").unwrap_err();
+    assert!(relative.contains("give it in full, from / on"), "{relative}");
+    let absent = of("gain_file = \"/nowhere/gain.toml\"").unwrap_err();
+    assert!(absent.starts_with("/nowhere/gain.toml: No such file"), "{absent}");
+    assert!(of("gain = \"boost\"").unwrap_err().contains("unknown variant `boost`"));
 }

@@ -74,13 +74,19 @@ impl VmTask {
     /// say how much memory its guest has, is let through.
     async fn look_at_process(&mut self, vmm: &QmpVmm) {
         let mut obstacle = None;
-        if self.holds.is_none()
-            && self.shared.host.pins_memory(&self.config)
-            && let Some(pid) = self.qemu.map(Process::pid)
-            && let Some(limits) = proc::lock_limits(pid).filter(|limits| limits.most.is_some())
-            && let Ok(guest_bytes) = vmm.memory_bytes().await
-        {
-            obstacle = memlock::obstacle(pid, limits, guest_bytes);
+        if self.holds.is_none() && self.shared.host.pins_memory(&self.config) {
+            let limits = self.qemu.map(Process::pid).and_then(|pid| {
+                let limits = proc::lock_limits(pid).filter(|limits| limits.most.is_some());
+                Some((pid, limits?))
+            });
+            if (limits.is_some() || self.memory_bytes.is_none())
+                && let Ok(bytes) = vmm.memory_bytes().await
+            {
+                obstacle = limits.and_then(|(pid, limits)| memlock::obstacle(pid, limits, bytes));
+                if self.memory_bytes.replace(bytes) != Some(bytes) {
+                    self.send(Event::VmMemory { vm: self.name.clone(), bytes }).await;
+                }
+            }
         }
         let process = self.qemu.filter(|_| self.shared.host.has_several_nodes());
         let of_process = || proc::numa_node(process.map(Process::pid)?);

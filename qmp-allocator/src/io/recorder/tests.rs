@@ -81,7 +81,7 @@ fn another_daemon_begins_another_file_and_leaves_strangers_alone() {
     let stranger = folder.path().join("000000000009.txt");
     std::fs::write(&stranger, [0; 9_000]).unwrap();
     for from in [0, 100] {
-        let mut files = files(folder.path(), 3_000);
+        let mut files = files(folder.path(), 4_000);
         files.write(&[vm()]).unwrap();
         files.write(&samples(from..from + 100)).unwrap();
     }

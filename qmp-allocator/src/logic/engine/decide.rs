@@ -85,9 +85,9 @@ impl Vm {
         self.last_interval.map(|(_, rate)| rate.pps)
     }
 
-    /// The next switch is taken to last as long as the last one of its kind did: what the guest's
-    /// memory costs to pin is in it.
+    /// The next switch is taken to last as long as the last one of its kind did, which what the guest's memory
+    /// costs to pin is part of; the first plug as long as so much memory should take.
     fn switch_took(&self) -> Option<Duration> {
-        if self.hold.is_some() { self.to_pv_took } else { self.to_vf_took }
+        if self.hold.is_some() { self.to_pv_took } else { self.to_vf_took.or(self.first_plug) }
     }
 }

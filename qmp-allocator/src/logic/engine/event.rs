@@ -84,6 +84,13 @@ pub enum Event {
         /// The node.
         node: Option<u32>,
     },
+    /// How much memory a VM's guest has, all of which a VF pins.
+    VmMemory {
+        /// Which.
+        vm: VmName,
+        /// So much.
+        bytes: u64,
+    },
     /// On which NUMA nodes a pool's VFs are, as far as the host says.
     VfNodes {
         /// Which pool.
@@ -148,6 +155,7 @@ impl Event {
             | Self::Obstacle { vm, .. }
             | Self::VmNode { vm, .. }
             | Self::Counting { vm, .. }
+            | Self::VmMemory { vm, .. }
             | Self::Sampled { vm, .. }
             | Self::Done { vm, .. }
             | Self::Deleted { vm, .. } => Some(vm),

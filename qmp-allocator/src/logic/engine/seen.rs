@@ -97,6 +97,7 @@ impl Engine {
             hold: None,
             turns,
             backoff: Backoff::default(),
+            first_plug: None,
             to_vf_took: None,
             to_pv_took: None,
             unregistered: false,
@@ -222,6 +223,12 @@ impl Engine {
     pub(super) fn on_counting(&mut self, name: &VmName, counting: Counting) {
         if let Some(vm) = self.vms.get_mut(name) {
             vm.counting = counting;
+        }
+    }
+
+    pub(super) fn on_vm_memory(&mut self, name: &VmName, bytes: u64) {
+        if let Some(vm) = self.vms.get_mut(name) {
+            vm.first_plug = Some(self.settings.tuning.plug_estimate(bytes));
         }
     }
 

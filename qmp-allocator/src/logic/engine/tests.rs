@@ -79,6 +79,23 @@ fn a_vm_whose_qemu_cannot_take_a_vf_leaves_it_to_others_until_it_can() {
 }
 
 #[test]
+fn a_vm_with_too_much_memory_to_pin_for_what_it_gains_takes_no_vf_from_another() {
+    let mut world = World::new(Strategy::Activity, 2, 1);
+    world.engine.settings.tuning.switch_cost = SECOND;
+    let memory = |bytes| Event::VmMemory { vm: "vm1".parse().unwrap(), bytes };
+    world.event(memory(1 << 50));
+    world.set_rates(&[500.0, 10.0]);
+    world.run(2 * world.interval() + 5 * SECOND);
+    assert_eq!(world.on_vf(), ["vm0"]);
+    world.set_rates(&[500.0, 900.0]);
+    world.run(3 * world.interval());
+    assert_eq!(world.on_vf(), ["vm0"]);
+    world.event(memory(1 << 30));
+    world.run(2 * world.interval());
+    assert_eq!(world.on_vf(), ["vm1"]);
+}
+
+#[test]
 fn a_vm_gets_a_vf_of_its_own_numa_node() {
     let mut world = World::new(Strategy::Activity, 2, 4);
     let nodes = [("vf2", 1), ("vf3", 0)].map(|(vf, node)| (VfId::new(vf), node));

@@ -32,6 +32,8 @@ pub(in crate::logic) struct Vm {
     pub(in crate::logic) hold: Option<(Held, Tenure)>,
     pub(in crate::logic) turns: u64,
     pub(in crate::logic) backoff: Backoff,
+    /// How long its first plug is taken to be, once it is known how much memory there is to pin.
+    pub(super) first_plug: Option<Duration>,
     /// Its last switch to a VF that worked.
     pub(super) to_vf_took: Option<Duration>,
     /// Its last switch back.

@@ -54,6 +54,19 @@ pub enum Reason {
         /// The rate as it was compared: raised for who has a VF, lowered for who would have to be given one.
         as_pps: f64,
     },
+    /// By the packet time that a VF saves it, weighed by what a change of hands costs.
+    Saves {
+        /// From 1.
+        place: usize,
+        /// Of how many.
+        of: usize,
+        /// Its rate.
+        pps: f64,
+        /// What a VF is expected to save, µs a second.
+        saves_us: f64,
+        /// That as it was compared: raised for who has a VF, lowered for who would have to be given one.
+        as_us: f64,
+    },
     /// Its wait would else grow longer than allowed.
     Waited {
         /// Rounds that it wanted a VF and had none.
@@ -89,6 +102,12 @@ impl fmt::Display for Reason {
             }
             Self::Worth { place, of, pps: None, .. } => {
                 write!(f, "rank {place} of {of}: not measured yet")
+            }
+            Self::Saves { place, of, pps, saves_us, as_us } => {
+                write!(
+                    f,
+                    "rank {place} of {of} at {pps:.0} packets/s: a VF saves {saves_us:.0} µs a second, counted as {as_us:.0}"
+                )
             }
             Self::Waited { rounds, of } => {
                 write!(f, "has waited {rounds} round(s), and {of} are allowed")

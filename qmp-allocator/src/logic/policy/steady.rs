@@ -1,10 +1,11 @@
 //! The busiest VMs first, with hysteresis: a VF changes hands only where that is worth it.
 //!
-//! Rates are compared as what they are worth (the switch's time is lost to the VF, for a whole round is
-//! what a VM is sure to have it):
+//! Compared is what the VMs are expected to gain from a VF in the next round, by the model that is set
+//! ([`crate::logic::gain`]), against what a change of hands costs. A switch's time is lost to the VF, and a whole round is
+//! what a VM is sure to have it:
 //!
-//! - of a VM on PV: its rate, less the share of the round that its plug takes;
-//! - of a VM with a VF: its rate and the margin, and the share of the round that its unplug takes.
+//! - of a VM on PV: its gain, less the share of the round that its plug takes (with its guest's memory to pin);
+//! - of a VM with a VF: its gain and the margin, and the share of the round that its unplug takes.
 //!
 //! Who was chosen less than the minimum hold ago goes before all of them. So a VF changes hands at most once
 //! in a minimum hold, whatever the rates are. All of it at 0 is [`super::activity`], exactly.
@@ -12,7 +13,7 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use super::{Candidate, Policy, Ranked, Reason, Round, Rules, Standing};
+use super::{Candidate, Policy, Ranked, Reason, Round, Rules, Standing, Tuning};
 
 pub(super) struct Steady;
 
@@ -32,7 +33,8 @@ pub(super) struct Bid<'a> {
     pub(super) candidate: &'a Candidate,
     /// Rounds for which it keeps its VF whatever the rates are.
     sure: u32,
-    worth_pps: f64,
+    worth: f64,
+    tuning: &'a Tuning,
 }
 
 /// The best first.
@@ -46,17 +48,21 @@ pub(super) fn order<'a>(round: &Round<'a>) -> Vec<Bid<'a>> {
 }
 
 impl<'a> Bid<'a> {
-    fn new(index: usize, candidate: &'a Candidate, standing: &Standing, rules: &Rules) -> Self {
+    fn new(index: usize, candidate: &'a Candidate, standing: &Standing, rules: &'a Rules) -> Self {
         let hold = rules.rounds_over(rules.tuning.min_hold);
         let sure = if standing.held > 0 { hold.saturating_sub(standing.held) } else { 0 };
-        Self { index, candidate, sure, worth_pps: worth(candidate, rules) }
+        Self { index, candidate, sure, worth: worth(candidate, rules), tuning: &rules.tuning }
     }
 
     pub(super) fn ranked(&self, place: usize, of: usize) -> Ranked {
-        let pps = self.candidate.rate_pps;
-        let reason = match self.sure {
-            0 => Reason::Worth { place, of, pps, as_pps: self.worth_pps.max(0.0) },
-            rounds => Reason::MinHold { rounds },
+        let worth = self.worth.max(0.0);
+        let reason = match (self.sure, self.candidate.rate_pps) {
+            (0, Some(pps)) if self.tuning.gain.is_time() => {
+                let saves_us = self.tuning.gain.model().gain(pps);
+                Reason::Saves { place, of, pps, saves_us, as_us: worth }
+            }
+            (0, pps) => Reason::Worth { place, of, pps, as_pps: worth },
+            (rounds, _) => Reason::MinHold { rounds },
         };
         Ranked { vm: self.candidate.vm.clone(), reason }
     }
@@ -64,16 +70,17 @@ impl<'a> Bid<'a> {
     fn better_first(&self, other: &Self) -> Ordering {
         (other.sure > 0)
             .cmp(&(self.sure > 0))
-            .then_with(|| other.worth_pps.total_cmp(&self.worth_pps))
+            .then_with(|| other.worth.total_cmp(&self.worth))
             .then_with(|| other.candidate.holds_vf.cmp(&self.candidate.holds_vf))
             .then_with(|| self.candidate.vm.cmp(&other.candidate.vm))
     }
 }
 
-/// What its rate counts for; below 0 for a VM too new to have one.
+/// What its gain counts for; below 0 for a VM too new to have one.
 fn worth(candidate: &Candidate, rules: &Rules) -> f64 {
     let Some(pps) = candidate.rate_pps else { return -1.0 };
     let tuning = &rules.tuning;
+    let gain = tuning.gain.model().gain(pps);
     let lost = if tuning.switch_cost.is_zero() {
         0.0
     } else {
@@ -82,9 +89,9 @@ fn worth(candidate: &Candidate, rules: &Rules) -> f64 {
         share_of(took, rules.interval)
     };
     if candidate.holds_vf {
-        pps * (1.0 + f64::from(tuning.margin_percent) / 100.0) * (1.0 + lost)
+        gain * (1.0 + f64::from(tuning.margin_percent) / 100.0) * (1.0 + lost)
     } else {
-        pps * (1.0 - lost)
+        gain * (1.0 - lost)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What every policy owes, and what each one promises.
 
+mod gains;
 mod promises;
 
 use proptest::prelude::*;

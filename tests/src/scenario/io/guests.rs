@@ -142,9 +142,19 @@ impl Guest {
         QmpClient::connect(&self.qmp)?.execute::<Value>(command, &json!({})).map(drop)
     }
 
+    /// Its vhost-net-pv.
+    pub fn backend(&self) -> Result<u32> {
+        let of_name = |process: &Path| {
+            let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+            name.trim_end() == "vhost-net-pv"
+        };
+        let pid = child_of(self.launcher.pid(), of_name).and_then(|pid| pid.try_into().ok());
+        pid.with_context(|| format!("{}: launch-vm has no vhost-net-pv", self.vm))
+    }
+
     /// Its QEMU.
     pub fn qemu(&self) -> Result<Pid> {
-        let pid = qemu_of(self.launcher.pid());
+        let pid = child_of(self.launcher.pid(), is_qemu);
         Ok(Pid::from_raw(pid.with_context(|| format!("{}: launch-vm has no QEMU", self.vm))?))
     }
 
@@ -171,14 +181,14 @@ impl Drop for Guest {
     }
 }
 
-/// The QEMU among a process's children.
-fn qemu_of(launcher: u32) -> Option<i32> {
+/// One among a process's children.
+fn child_of(launcher: u32, is_it: impl Fn(&Path) -> bool) -> Option<i32> {
     let processes = fs::read_dir("/proc").ok()?;
     processes.flatten().find_map(|process| {
         let folder = process.path();
         let stat = fs::read_to_string(folder.join("stat")).ok()?;
         let parent = parent_in(&stat)?;
-        (parent == launcher && is_qemu(&folder)).then_some(())?;
+        (parent == launcher && is_it(&folder)).then_some(())?;
         process.file_name().to_str()?.parse().ok()
     })
 }
