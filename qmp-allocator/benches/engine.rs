@@ -104,7 +104,8 @@ impl Fleet {
         let vfs = (0..VFS).map(|i| VfId::new(format!("0000:01:{i:02x}.0"))).collect();
         fleet.tell(Event::Pool { pool: POOL.into(), vfs, problem: None });
         for (index, vm) in fleet.names.clone().into_iter().enumerate() {
-            let spec = VmSpec { pool: POOL.into(), pin: None, weight: 1 + index as u32 % 9 };
+            let spec =
+                VmSpec { pool: POOL.into(), weight: 1 + index as u32 % 9, ..VmSpec::default() };
             fleet.tell(Event::Registered { vm: vm.clone(), spec });
             fleet.tell(Event::Observed { vm: vm.clone(), held: None, free_port: port() });
             fleet.tell(Event::Agent { vm, view: AgentView::Ready { active: Some(Path::Pv) } });

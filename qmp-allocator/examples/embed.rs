@@ -135,7 +135,7 @@ impl Program {
         let vfs = vfs.iter().map(VfId::new).collect();
         program.on(Event::Pool { pool: POOL.into(), vfs, problem: None });
         for vm in program.vms.keys().cloned().collect::<Vec<_>>() {
-            let spec = VmSpec { pool: POOL.into(), pin: None, weight: 1 };
+            let spec = VmSpec { pool: POOL.into(), weight: 1, ..VmSpec::default() };
             program.on(Event::Registered { vm: vm.clone(), spec });
             program.on(Event::Agent { vm: vm.clone(), view: AgentView::Ready { active: None } });
             program.observe(&vm);

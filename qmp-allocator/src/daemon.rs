@@ -332,7 +332,13 @@ impl Drop for VmHandle {
 }
 
 fn registered(config: &VmConfig) -> Event {
-    let spec = VmSpec { pool: config.pool.clone(), pin: config.pin, weight: config.weight };
+    let spec = VmSpec {
+        pool: config.pool.clone(),
+        pin: config.pin,
+        weight: config.weight,
+        priority: config.priority,
+        min_percent: config.min_percent,
+    };
     Event::Registered { vm: config.name.clone(), spec }
 }
 

@@ -36,6 +36,10 @@ pub struct VmConfig {
     pub pool: String,
     /// `weight = 1`: share of VF time or rate against other VMs, 1 to 1000.
     pub weight: u32,
+    /// `priority = 0`: higher ones go before lower ones, 0 to 100.
+    pub priority: u8,
+    /// `min_percent = 0`: a VF in at least so many of the rounds in which it wants one, 0 to 100.
+    pub min_percent: u8,
     /// `pin = "vf"` or `"pv"`: always on one path.
     pub pin: Option<Pin>,
     /// `numa_node = 1`: the node that it runs on, whose VFs suit it best. Without it, the one that
@@ -56,6 +60,8 @@ struct Raw {
     ports: Spanned<Vec<Spanned<String>>>,
     pool: Option<String>,
     weight: Option<Spanned<u32>>,
+    priority: Option<Spanned<u8>>,
+    min_percent: Option<Spanned<u8>>,
     pin: Option<Pin>,
     numa_node: Option<u32>,
     vlan: Option<Spanned<u16>>,
@@ -111,6 +117,8 @@ impl VmConfig {
             ports: ports(&text, &raw.ports)?,
             pool: raw.pool.unwrap_or_else(|| "default".into()),
             weight: weight(&text, raw.weight.as_ref())?,
+            priority: to_hundred(&text, raw.priority.as_ref(), "priority")?,
+            min_percent: to_hundred(&text, raw.min_percent.as_ref(), "min_percent")?,
             pin: raw.pin,
             numa_node: raw.numa_node,
         })
@@ -152,6 +160,17 @@ fn weight(text: &Text, weight: Option<&Spanned<u32>>) -> Result<u32, ConfigError
     }
 }
 
+/// 0 where it is not said.
+fn to_hundred(text: &Text, found: Option<&Spanned<u8>>, key: &str) -> Result<u8, ConfigError> {
+    match found {
+        None => Ok(0),
+        Some(value) if *value.get_ref() <= 100 => Ok(*value.get_ref()),
+        Some(value) => {
+            Err(text.refuse(value, format!("{key} {}", value.get_ref()), "give 0 to 100"))
+        }
+    }
+}
+
 /// QEMU's rule for ids: a letter, then letters, digits, '-', '.', '_'.
 fn is_qemu_id(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
@@ -186,6 +205,8 @@ mod tests {
         assert_eq!(vm.name.as_str(), "web-1");
         assert_eq!((vm.pool.as_str(), vm.weight, vm.pin), ("default", 1, None));
         assert_eq!(vm.ports, ["rp1"]);
+        let vm = load("web-1.toml", &format!("{GOOD}priority = 5\nmin_percent = 20\n")).unwrap();
+        assert_eq!((vm.priority, vm.min_percent), (5, 20));
     }
 
     #[test]
@@ -241,6 +262,8 @@ mod tests {
                 "web.toml:1: \"qmp.sock\" is a relative path; give it in full, from / on",
             ),
             (format!("{GOOD}weight = 0\n"), "web.toml:4: weight 0; give 1 to 1000"),
+            (format!("{GOOD}priority = 101\n"), "web.toml:4: priority 101; give 0 to 100"),
+            (format!("{GOOD}min_percent = 101\n"), "web.toml:4: min_percent 101; give 0 to 100"),
             (
                 format!("{GOOD}pv_interface = \"a/b\"\n"),
                 "web.toml:4: \"a/b\" is no interface name; give 1 to 15 letters, digits, '.', '_' or '-', as `ip link` shows it",

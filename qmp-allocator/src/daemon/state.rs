@@ -106,7 +106,13 @@ mod tests {
 
     #[test]
     fn all_that_is_remembered_of_ten_thousand_vms_is_read_again() {
-        let standing = Standing { held: 0, missed: 1_000_000, owed: -1_999_999_999, away: 4 };
+        let standing = Standing {
+            held: 0,
+            missed: 1_000_000,
+            owed: -1_999_999_999,
+            due: -999_999_999,
+            away: 4,
+        };
         let reason =
             Reason::Worth { place: 10_000, of: 10_000, pps: Some(1e6 / 3.0), as_pps: 1e5 / 3.0 };
         let names: Vec<VmName> = (0..10_000).map(|i| format!("{i:064}").parse().unwrap()).collect();

@@ -8,7 +8,9 @@
 //! clock changes what they mean.
 
 mod activity;
+mod classes;
 mod fair;
+mod guarantee;
 mod hybrid;
 mod memory;
 mod reason;
@@ -20,6 +22,7 @@ use std::time::Duration;
 use flexvf_protocol::VmName;
 use serde::{Deserialize, Serialize};
 
+use classes::Table;
 pub use memory::{Memory, Standing};
 pub use reason::{Ranked, Reason};
 
@@ -76,7 +79,7 @@ pub struct Tuning {
     pub switch_cost: Duration,
     /// `hybrid`: how long a VM that wants a VF may be without one.
     pub max_wait: Duration,
-    /// `hybrid`: from this rate on a VM wants a VF, packets per second.
+    /// `hybrid` and guarantees: from this rate on a VM wants a VF, packets per second.
     pub wants_pps: u32,
     /// Rates are averaged with this time constant. Zero: the mean of each interval.
     pub rate_time_constant: Duration,
@@ -136,6 +139,10 @@ pub struct Candidate {
     pub pin: Option<Pin>,
     /// Its share against the others'.
     pub weight: u32,
+    /// Higher ones go before lower ones.
+    pub priority: u8,
+    /// A VF in at least so many of the rounds in which it wants one, percent; 0 for no guarantee.
+    pub min_percent: u8,
     /// How long its last switch of the kind that would come next was: back to PV if it has a VF.
     /// `None` if there was none.
     pub switch_took: Option<Duration>,
@@ -167,6 +174,9 @@ struct Round<'a> {
 
 /// Ranks the VMs of a pool that has `vfs` VFs, best first; VMs pinned to PV are left out.
 ///
+/// Pins to a VF go first, then guarantees, then the higher priority; the policy decides in the one priority
+/// that is more VMs than VFs are left for it.
+///
 /// The first `vfs` of the answer are taken to be served: `memory` is moved on. While there are no more
 /// VMs than VFs all have one, whatever the strategy (the paper's Algorithm 1).
 pub fn rank(
@@ -184,25 +194,36 @@ pub fn rank(
     open.sort_by(|a, b| a.vm.cmp(&b.vm));
     let left = vfs.saturating_sub(pinned);
     let policy = rules.strategy.policy(&rules.tuning);
-    let mut standings = if policy.remembers() { memory.recall(&open) } else { Vec::new() };
+    let has_guarantees = open.iter().any(|candidate| candidate.min_percent > 0);
+    let remembers = policy.remembers() || has_guarantees;
+    let mut standings = if remembers { memory.recall(&open) } else { Vec::new() };
     if open.len() <= left {
         let reason = Reason::AllHaveOne { vms: pinned + open.len(), vfs };
         ranking.extend(open.iter().map(|c| Ranked { vm: c.vm.clone(), reason }));
     } else {
-        ranking.extend(policy.rank(Round {
-            open: &open,
-            vfs: left,
-            rules,
-            standings: &mut standings,
-            last_served: &mut memory.last_served,
+        let wants = |candidate: &Candidate| rules.tuning.wants(candidate);
+        let due = guarantee::due(&open, &mut standings, left, wants);
+        ranking.extend(due.iter().filter_map(|index| open.get(*index)).map(|candidate| Ranked {
+            vm: candidate.vm.clone(),
+            reason: Reason::Guaranteed { percent: candidate.min_percent },
         }));
+        let table = Table { open: &open, standings: &mut standings, due: &due };
+        let last_served = &mut memory.last_served;
+        ranking.extend(classes::rank(rules, policy, left - due.len(), table, last_served));
     }
-    if policy.remembers() {
+    if remembers {
         let served = ranking.iter().skip(pinned).take(left).map(|ranked| &ranked.vm);
+        let mut served: Vec<&VmName> = served.collect();
+        served.sort_unstable();
+        for (candidate, standing) in open.iter().zip(&mut standings) {
+            if candidate.min_percent > 0 && served.binary_search(&&candidate.vm).is_ok() {
+                guarantee::charge(standing);
+            }
+        }
         // Waits are remembered where they count.
         let counts = rules.strategy == Strategy::Hybrid;
         let wants = |candidate: &Candidate| counts && rules.tuning.wants(candidate);
-        memory.settle(&open, standings, served.collect(), wants);
+        memory.settle(&open, standings, served, wants);
     } else {
         memory.standings.clear();
     }

@@ -32,6 +32,8 @@ impl Engine {
                 holds_vf: it.hold.is_some(),
                 pin: it.spec.pin,
                 weight: it.spec.weight,
+                priority: it.spec.priority,
+                min_percent: it.spec.min_percent,
                 switch_took: it.switch_took(),
             })
             .collect();

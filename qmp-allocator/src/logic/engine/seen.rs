@@ -9,7 +9,7 @@ use flexvf_protocol::agent::Path;
 use super::{Backoff, Command, Engine, Input, Pin, Qemu, RateMeter, Tenure, VfId, Vm};
 
 /// What a VM's registration says, as far as decisions depend on it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VmSpec {
     /// Its pool.
     pub pool: String,
@@ -17,6 +17,10 @@ pub struct VmSpec {
     pub pin: Option<Pin>,
     /// Its share against the others'.
     pub weight: u32,
+    /// Higher ones go before lower ones.
+    pub priority: u8,
+    /// A VF in at least so many of the rounds in which it wants one, percent.
+    pub min_percent: u8,
 }
 
 /// A VF and the root port that it is in, or is to be in.

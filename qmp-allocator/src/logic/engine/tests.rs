@@ -159,7 +159,7 @@ fn a_pin_to_pv_takes_the_vf_at_once() {
     let mut world = World::new(Strategy::Activity, 1, 1);
     world.run(5 * SECOND);
     assert_eq!(world.on_vf(), ["vm0"]);
-    let spec = VmSpec { pool: "default".into(), pin: Some(Pin::Pv), weight: 1 };
+    let spec = VmSpec { pool: "default".into(), pin: Some(Pin::Pv), ..VmSpec::default() };
     world.event(Event::Registered { vm: "vm0".parse().unwrap(), spec });
     world.run(5 * SECOND);
     assert!(world.on_vf().is_empty());

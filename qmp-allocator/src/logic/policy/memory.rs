@@ -33,6 +33,9 @@ pub struct Standing {
     /// state file as they were.
     #[serde(skip_serializing_if = "is_default")]
     pub owed: i64,
+    /// What it is behind its guarantee; below 0, ahead. Billionths of a turn.
+    #[serde(skip_serializing_if = "is_default")]
+    pub due: i64,
     /// Rounds in a row that it could not be ranked.
     #[serde(skip_serializing_if = "is_default")]
     pub away: u32,

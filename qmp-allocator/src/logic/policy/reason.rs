@@ -20,6 +20,21 @@ pub struct Ranked {
 pub enum Reason {
     /// The operator's word.
     PinnedToVf,
+    /// It is guaranteed a part of the rounds, and this one is needed for it.
+    Guaranteed {
+        /// Of them.
+        percent: u8,
+    },
+    /// There is a VF for everyone of its priority, and lower ones come behind it.
+    Priority {
+        /// Its own.
+        priority: u8,
+    },
+    /// Higher priorities leave nothing.
+    Outranked {
+        /// Its own.
+        priority: u8,
+    },
     /// There is a VF for everyone.
     AllHaveOne {
         /// VMs.
@@ -74,6 +89,13 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PinnedToVf => f.write_str("pinned to a VF"),
+            Self::Guaranteed { percent } => {
+                write!(f, "guaranteed {percent} % of the rounds, and this one is due")
+            }
+            Self::Priority { priority } => write!(f, "priority {priority} goes before others"),
+            Self::Outranked { priority } => {
+                write!(f, "priority {priority}: VMs of higher priorities have all VFs")
+            }
             Self::AllHaveOne { vms, vfs } => write!(f, "{vms} VMs, {vfs} VFs: all have one"),
             Self::Rate { place, of, pps: Some(pps) } => {
                 write!(f, "rank {place} of {of} at {pps:.0} packets/s")

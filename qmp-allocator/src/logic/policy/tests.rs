@@ -17,6 +17,8 @@ pub(super) fn vm(name: &str, rate_pps: f64) -> Candidate {
         holds_vf: false,
         pin: None,
         weight: 1,
+        priority: 0,
+        min_percent: 0,
         switch_took: None,
     }
 }
@@ -120,19 +122,54 @@ fn who_stays_away_is_forgotten_and_who_comes_back_soon_is_not() {
     assert_eq!(owed(&memory), None);
 }
 
+#[test]
+fn guarantees_that_come_to_more_than_the_vfs_are_cut_alike() {
+    let mut vms = [vm("a", 1.0), vm("b", 1.0), vm("c", 9.0)];
+    (vms[0].min_percent, vms[1].min_percent) = (100, 50);
+    let mut memory = Memory::default();
+    let mut turns = [0, 0, 0];
+    for _ in 0..300 {
+        let ranking = rank(&rules(Strategy::Activity), &vms, 1, &mut memory);
+        turns[vms.iter().position(|it| it.vm == ranking[0].vm).unwrap()] += 1;
+    }
+    assert!((198..=202).contains(&turns[0]) && (98..=102).contains(&turns[1]), "{turns:?}");
+}
+
+#[test]
+fn pins_go_before_guarantees_and_these_before_priorities() {
+    let mut vms = [vm("pinned", 0.0), vm("sure", 1.0), vm("high", 2.0), vm("busy", 9.0)];
+    vms[0].pin = Some(Pin::Vf);
+    vms[1].min_percent = 1;
+    vms[2].priority = 1;
+    for strategy in Strategy::ALL {
+        let ranking = rank(&rules(strategy), &vms, 3, &mut Memory::default());
+        assert_eq!(names(&ranking), ["pinned", "sure", "high", "busy"]);
+        let told: Vec<_> = ranking.iter().map(|it| it.reason.to_string()).collect();
+        assert_eq!(told[1], "guaranteed 1 % of the rounds, and this one is due");
+        assert_eq!(told[2], "priority 1 goes before others");
+        assert_eq!(told[3], "priority 0: VMs of higher priorities have all VFs");
+    }
+}
+
 /// A pool, and what happens to it round after round.
 fn pools() -> impl proptest::strategy::Strategy<Value = (Vec<Candidate>, usize)> {
     let pin = proptest::option::weighted(0.2, prop_oneof![Just(Pin::Vf), Just(Pin::Pv)]);
     let took = proptest::option::of((0u64..1000).prop_map(Duration::from_secs));
-    let one = (proptest::option::of(0.0..1e6), any::<bool>(), pin, 1u32..=1000, took);
+    let words = (pin, 1u32..=1000, 0u8..3, prop_oneof![3 => Just(0u8), 1 => 1..=100u8]);
+    let one = (proptest::option::of(0.0..1e6), any::<bool>(), words, took);
     let all = proptest::collection::vec(one, 0..30).prop_map(|vms| {
-        let make = |(i, (rate_pps, holds_vf, pin, weight, switch_took))| Candidate {
-            vm: format!("vm{i}").parse().unwrap(),
-            rate_pps,
-            holds_vf,
-            pin,
-            weight,
-            switch_took,
+        let make = |(i, (rate_pps, holds_vf, words, switch_took))| {
+            let (pin, weight, priority, min_percent) = words;
+            Candidate {
+                vm: format!("vm{i}").parse().unwrap(),
+                rate_pps,
+                holds_vf,
+                pin,
+                weight,
+                priority,
+                min_percent,
+                switch_took,
+            }
         };
         vms.into_iter().enumerate().map(make).collect()
     });
@@ -197,10 +234,10 @@ proptest! {
 
     #[test]
     fn nothing_that_a_state_file_may_say_breaks_a_policy(
-        rules in any_rules(), (vms, vfs) in pools(), found in any::<[(u32, u32, i64, u32); 8]>()
+        rules in any_rules(), (vms, vfs) in pools(), found in any::<[(u32, u32, i64, i64, u32); 8]>()
     ) {
-        let standing = |(i, (held, missed, owed, away))| {
-            (format!("vm{i}").parse().unwrap(), Standing { held, missed, owed, away })
+        let standing = |(i, (held, missed, owed, due, away))| {
+            (format!("vm{i}").parse().unwrap(), Standing { held, missed, owed, due, away })
         };
         let standings = found.into_iter().enumerate().map(standing).collect();
         let mut memory = Memory { last_served: None, standings };

@@ -65,7 +65,16 @@ pub fn play(rules: &Rules, demand: &Demand, host: &Host<'_>) -> Outcome {
 
 fn newcomer(vm: &VmName, weight: u32) -> Candidate {
     let vm = vm.clone();
-    Candidate { vm, rate_pps: None, holds_vf: false, pin: None, weight, switch_took: None }
+    Candidate {
+        vm,
+        rate_pps: None,
+        holds_vf: false,
+        pin: None,
+        weight,
+        priority: 0,
+        min_percent: 0,
+        switch_took: None,
+    }
 }
 
 fn decide(
