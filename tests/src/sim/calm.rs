@@ -52,6 +52,9 @@ impl World {
     /// Whoever wants a VF ends a round on one within the bound of a strategy that has one.
     fn everybody_is_served(&mut self) -> Result<(), Violation> {
         let Settings { strategy, tuning, interval, .. } = self.plan.settings;
+        if !self.plan.is_plain() {
+            return Ok(());
+        }
         let members = |pool: usize, all: usize| (pool..all).step_by(self.plan.pools).count();
         let (vms, vfs) = (self.machines.len(), self.host.vfs.len());
         let in_turn =
@@ -132,7 +135,7 @@ impl World {
         // Others have other reasons than who is busiest now.
         let Settings { strategy, tuning, .. } = &self.plan.settings;
         let steady = Tuning { max_wait: tuning.max_wait, ..Tuning::default() } != *tuning;
-        if *strategy == Strategy::Activity && !steady {
+        if *strategy == Strategy::Activity && !steady && self.plan.is_plain() {
             let least = on_vf.iter().map(|vm| self.machines[*vm].pps).min();
             let others = members(vms).filter(|vm| !on_vf.contains(vm));
             if let Some(other) = others.max_by_key(|vm| self.machines[*vm].pps)

@@ -90,7 +90,8 @@ impl World {
             if let Some(pin) = machine.listed {
                 self.daemon.known.insert(vm, pin);
                 let (pool, weight) = (self.plan.pool_of(vm), 1 + vm as u32 % 3);
-                let spec = VmSpec { pool, pin, weight, ..VmSpec::default() };
+                let (priority, min_percent) = self.plan.words_of(vm);
+                let spec = VmSpec { pool, pin, weight, priority, min_percent };
                 events.push((vm, Event::Registered { vm: name, spec }));
             } else {
                 self.daemon.known.remove(&vm);

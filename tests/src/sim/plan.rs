@@ -63,6 +63,20 @@ impl Plan {
         format!("pool{}", number % self.pools)
     }
 
+    /// What is said of a VM, its priority and its guarantee: in a quarter of the worlds there is something.
+    pub const fn words_of(&self, number: usize) -> (u8, u8) {
+        match self.seed % 8 {
+            3 => ((number % 3) as u8, 0),
+            6 => (0, if number.is_multiple_of(2) { 25 } else { 0 }),
+            _ => (0, 0),
+        }
+    }
+
+    /// Nothing goes before the strategy.
+    pub fn is_plain(&self) -> bool {
+        (0..self.vms).all(|vm| self.words_of(vm) == (0, 0))
+    }
+
     /// The same for the same seed, always.
     pub fn of(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
