@@ -9,7 +9,9 @@
 //! A switch to the VF is `join-vf` until [`VfState::Ready`], then `activate vf`; back is
 //! `activate pv`, a pause for frames in flight, `leave-vf`. `epoch` grows with each switch the host begins;
 //! the agent refuses a command with a smaller one than it has seen, so that a late duplicate cannot
-//! undo a newer decision. A new boot of the guest begins at 0 again.
+//! undo a newer decision. An agent begins with the milliseconds since its guest's boot, which is more
+//! than its predecessor can have come to: what was sent to that one is refused too. The host takes
+//! the next epoch from [`AgentStatus`].
 
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +32,10 @@ pub const JOIN_VF: &str = "__io.flexvf_join-vf";
 pub const ACTIVATE: &str = "__io.flexvf_activate";
 /// Takes the VF out of the bond (PV is made active first if it is not). [`VfArguments`] → [`VfAnswer`].
 pub const LEAVE_VF: &str = "__io.flexvf_leave-vf";
+
+/// Counts up when an older host or agent could misunderstand a newer one. New commands and new
+/// members of answers do not change it.
+pub const PROTOCOL: u32 = 1;
 
 /// Which of a guest's two paths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -93,8 +99,14 @@ pub struct VfAnswer {
 pub struct AgentStatus {
     /// The agent's version.
     pub version: String,
+    /// The agent's [`PROTOCOL`].
+    #[serde(default = "first_protocol")]
+    pub protocol: u32,
     /// Changes at each boot of the guest.
     pub boot_id: String,
+    /// When the agent started (CLOCK_BOOTTIME, nanoseconds): another one if it was started anew.
+    #[serde(default)]
+    pub started_ns: u64,
     /// Largest epoch seen.
     pub epoch: u64,
     /// The bond's name, if there is one.
@@ -123,6 +135,10 @@ pub struct VfInBond {
 pub struct AgentCounters {
     /// Changes at each boot of the guest.
     pub boot_id: String,
+    /// As in [`AgentStatus`]. Counters may be compared when this and the boot id are the same; if not,
+    /// all of them have begun anew.
+    #[serde(default)]
+    pub started_ns: u64,
     /// CLOCK_BOOTTIME of the guest, nanoseconds.
     pub boottime_ns: u64,
     /// The bond.
@@ -150,6 +166,10 @@ pub struct LinkCounters {
     pub rx_dropped: u64,
     /// Packets to send that were dropped.
     pub tx_dropped: u64,
+}
+
+const fn first_protocol() -> u32 {
+    1
 }
 
 #[cfg(test)]

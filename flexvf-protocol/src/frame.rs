@@ -34,6 +34,7 @@ pub struct LineSplitter {
     line: Vec<u8>,
     max_line: usize,
     reset_byte: Option<u8>,
+    nesting: Option<Nesting>,
     skipping: bool,
     ready: VecDeque<Frame>,
 }
@@ -45,6 +46,7 @@ impl LineSplitter {
             line: Vec::new(),
             max_line,
             reset_byte: None,
+            nesting: None,
             skipping: false,
             ready: VecDeque::new(),
         }
@@ -56,13 +58,22 @@ impl LineSplitter {
         self
     }
 
+    /// Also ends a line behind a JSON object that began it: QEMU's own parser takes a stream of objects, and
+    /// clients rely on it that send no newline.
+    pub const fn with_objects(mut self) -> Self {
+        self.nesting = Some(Nesting::NONE);
+        self
+    }
+
     /// Takes bytes as they came. Call [`Self::next_frame`] until it is empty before the next push:
     /// what is ready is bounded by what one push brings.
     pub fn push(&mut self, bytes: &[u8]) {
         for &byte in bytes {
+            let object_ends = self.object_ends(byte);
             if Some(byte) == self.reset_byte {
                 self.line.clear();
                 self.skipping = false;
+                self.nesting = self.nesting.map(|_| Nesting::NONE);
                 self.ready.push_back(Frame::Reset);
             } else if byte == b'\n' {
                 self.end_line();
@@ -74,6 +85,9 @@ impl LineSplitter {
                 self.ready.push_back(Frame::TooLong);
             } else {
                 self.line.push(byte);
+            }
+            if object_ends {
+                self.end_line();
             }
         }
     }
@@ -88,8 +102,19 @@ impl LineSplitter {
         self.line.len()
     }
 
+    /// Follows an object that began the line; says whether this byte is its last.
+    fn object_ends(&mut self, byte: u8) -> bool {
+        let Some(nesting) = &mut self.nesting else { return false };
+        let begins = || self.line.iter().all(u8::is_ascii_whitespace) && !self.skipping;
+        match nesting.depth {
+            0 if byte != b'{' || !begins() => false,
+            _ => nesting.take(byte),
+        }
+    }
+
     fn end_line(&mut self) {
         self.skipping = false;
+        self.nesting = self.nesting.map(|_| Nesting::NONE);
         let mut line = std::mem::take(&mut self.line);
         if line.last() == Some(&b'\r') {
             line.pop();
@@ -97,6 +122,34 @@ impl LineSplitter {
         if !line.is_empty() {
             self.ready.push_back(Frame::Line(line));
         }
+    }
+}
+
+/// Where in a JSON object the stream is.
+#[derive(Debug, Clone, Copy)]
+struct Nesting {
+    depth: usize,
+    in_string: bool,
+    escaped: bool,
+}
+
+impl Nesting {
+    const NONE: Self = Self { depth: 0, in_string: false, escaped: false };
+
+    /// Says whether the outermost object ends here.
+    const fn take(&mut self, byte: u8) -> bool {
+        match byte {
+            _ if self.escaped => self.escaped = false,
+            b'\\' if self.in_string => self.escaped = true,
+            b'"' => self.in_string = !self.in_string,
+            b'{' if !self.in_string => self.depth += 1,
+            b'}' if !self.in_string => {
+                self.depth = self.depth.saturating_sub(1);
+                return self.depth == 0;
+            }
+            _ => {}
+        }
+        false
     }
 }
 
@@ -134,11 +187,26 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_object_ends_with_its_last_brace_where_no_newline_follows() {
+        let mut splitter = LineSplitter::new(64).with_reset_byte().with_objects();
+        let line = |text: &str| Frame::Line(text.into());
+        let object = r#" {"a":{"}":"\"}"}}"#;
+        assert_eq!(all(&mut splitter, object.as_bytes()), [line(object)]);
+        assert_eq!(all(&mut splitter, b"{}{}\n[{}]\n"), [line("{}"), line("{}"), line("[{}]")]);
+        // Half an object ends with its line, or with the reset.
+        assert_eq!(all(&mut splitter, b"{\"a\": \n{}"), [line("{\"a\": "), line("{}")]);
+        assert_eq!(all(&mut splitter, b"{\"\xff{}"), [Frame::Reset, line("{}")]);
+        let long = format!("{{\"a\":\"{}\"}}", "x".repeat(64));
+        assert_eq!(all(&mut splitter, long.as_bytes()), [Frame::TooLong]);
+        assert_eq!(all(&mut splitter, b"{}"), [line("{}")]);
+    }
+
     proptest! {
         #[test]
         fn frames_do_not_depend_on_how_bytes_are_cut(bytes: Vec<u8>, cut in 1usize..9) {
-            let mut whole = LineSplitter::new(8).with_reset_byte();
-            let mut parts = LineSplitter::new(8).with_reset_byte();
+            let new = || LineSplitter::new(8).with_reset_byte().with_objects();
+            let (mut whole, mut parts) = (new(), new());
             let expected = all(&mut whole, &bytes);
             let got: Vec<_> = bytes.chunks(cut).flat_map(|part| all(&mut parts, part)).collect();
             prop_assert_eq!(got, expected);

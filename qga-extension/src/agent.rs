@@ -6,16 +6,19 @@
 use std::io;
 
 use flexvf_protocol::MacAddr;
-use flexvf_protocol::agent::{AgentCounters, AgentStatus, VfAnswer, VfState};
+use flexvf_protocol::agent::{
+    AgentCounters, AgentStatus, LinkCounters, PROTOCOL, VfAnswer, VfState,
+};
 use flexvf_protocol::frame::{Frame, LineSplitter, MAX_AGENT_LINE};
 use serde_json::{Value, json};
 use tracing::{debug, info, trace, warn};
 
-use crate::io::{Change, Channel, Kernel, KernelError};
+use crate::io::{Change, Channel, Kernel, KernelError, proc};
 use crate::logic::answer::{self, Fault};
 use crate::logic::counters::VfCounters;
+use crate::logic::identity::Identity;
 use crate::logic::interfaces::interfaces;
-use crate::logic::links::{Selector, View};
+use crate::logic::links::{Link, Selector, View};
 use crate::logic::plan::{self, Planned, Switch, Verdict};
 use crate::logic::request::{Intent, Request};
 use crate::logic::setup::{self, SetupRefusal};
@@ -25,9 +28,20 @@ use crate::logic::setup::{self, SetupRefusal};
 pub struct Agent<K> {
     kernel: K,
     selector: Selector,
-    boot_id: String,
+    identity: Identity,
     largest_epoch: u64,
     vf_counters: VfCounters,
+    watched: Option<Watched>,
+}
+
+/// The links that are counted, as of the last look.
+#[derive(Debug, Default)]
+struct Watched {
+    bond: Option<u32>,
+    pv: Option<u32>,
+    vf_ports: Vec<u32>,
+    /// VFs that have left the bond, and may count on.
+    released: Vec<u32>,
 }
 
 /// The bond could not be made.
@@ -48,8 +62,16 @@ pub enum CreateBondError {
 
 impl<K: Kernel> Agent<K> {
     /// An agent that has seen nothing yet.
-    pub fn new(kernel: K, selector: Selector, boot_id: String) -> Self {
-        Self { kernel, selector, boot_id, largest_epoch: 0, vf_counters: VfCounters::default() }
+    pub fn new(kernel: K, selector: Selector, identity: Identity) -> Self {
+        let largest_epoch = identity.first_epoch();
+        let vf_counters = VfCounters::default();
+        Self { kernel, selector, identity, largest_epoch, vf_counters, watched: None }
+    }
+
+    /// The kernel that it runs on.
+    #[cfg(fuzzing)]
+    pub const fn kernel_mut(&mut self) -> &mut K {
+        &mut self.kernel
     }
 
     /// Makes the bond, or what is missing of it.
@@ -156,9 +178,18 @@ impl<K: Kernel> Agent<K> {
                 let view = self.look().await?;
                 answer::value(self.status(&view))
             }
+            Intent::HostName => Ok(json!({"host-name": proc::host_name()})),
+            Intent::OsInfo => answer::value(&self.identity.os),
+            Intent::Time => Ok(json!(proc::realtime_ns())),
             Intent::Counters => {
-                let view = self.look().await?;
-                answer::value(self.counters(&view))
+                let counters = match self.count_watched() {
+                    Some(counters) => counters,
+                    None => {
+                        let view = self.look().await?;
+                        self.counters(&view)
+                    }
+                };
+                answer::value(counters)
             }
             Intent::Join(arguments) => {
                 let mac = arguments.vf_mac;
@@ -267,13 +298,42 @@ impl<K: Kernel> Agent<K> {
                 self.vf_counters.observe_released(link.index, counters);
             }
         }
+        let tracked = self.vf_counters.tracked();
+        let is_released = |index: &u32| !vf_ports.contains(index) && view.link(*index).is_some();
+        self.watched = Some(Watched {
+            bond: view.bond().map(|bond| bond.index),
+            pv: view.pv().map(|pv| pv.index),
+            released: tracked.filter(is_released).collect(),
+            vf_ports,
+        });
         Ok(view)
+    }
+
+    /// The same counters without a look at all links, while those are as they were.
+    fn count_watched(&mut self) -> Option<AgentCounters> {
+        let watched = self.watched.take()?;
+        let Watched { bond, pv, vf_ports, released } = &watched;
+        let links = bond.iter().chain(pv).chain(vf_ports).chain(released);
+        let counters = self.kernel.counters(&links.copied().collect::<Vec<_>>())?;
+        let mut counters = counters.into_iter();
+        let bond = bond.and_then(|_| counters.next());
+        let pv = pv.and_then(|_| counters.next());
+        for (index, now) in vf_ports.iter().zip(counters.by_ref()) {
+            self.vf_counters.observe(*index, now);
+        }
+        for (index, now) in released.iter().zip(counters) {
+            self.vf_counters.observe_released(*index, now);
+        }
+        self.watched = Some(watched);
+        Some(self.counters_of(bond, pv))
     }
 
     fn status(&self, view: &View) -> AgentStatus {
         AgentStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            boot_id: self.boot_id.clone(),
+            protocol: PROTOCOL,
+            boot_id: self.identity.boot_id.clone(),
+            started_ns: self.identity.started_ns,
             epoch: self.largest_epoch,
             bond: view.bond().map(|bond| bond.name.clone()),
             bond_mac: view.bond().and_then(|bond| bond.mac),
@@ -283,11 +343,17 @@ impl<K: Kernel> Agent<K> {
     }
 
     fn counters(&self, view: &View) -> AgentCounters {
+        let counters = |link: &Link| link.stats.counters;
+        self.counters_of(view.bond().map(counters), view.pv().map(counters))
+    }
+
+    fn counters_of(&self, bond: Option<LinkCounters>, pv: Option<LinkCounters>) -> AgentCounters {
         AgentCounters {
-            boot_id: self.boot_id.clone(),
-            boottime_ns: self.kernel.boottime_ns(),
-            bond: view.bond().map(|bond| bond.stats.counters),
-            pv: view.pv().map(|pv| pv.stats.counters),
+            boot_id: self.identity.boot_id.clone(),
+            started_ns: self.identity.started_ns,
+            boottime_ns: proc::boottime_ns(),
+            bond,
+            pv,
             vf: self.vf_counters.total(),
         }
     }
@@ -312,7 +378,7 @@ impl From<plan::Refusal> for Fault {
 }
 
 const fn new_splitter() -> LineSplitter {
-    LineSplitter::new(MAX_AGENT_LINE).with_reset_byte()
+    LineSplitter::new(MAX_AGENT_LINE).with_reset_byte().with_objects()
 }
 
 /// Bytes taken from the host at once: a request is a hundred.

@@ -16,7 +16,8 @@
 //! kernel's links, `/proc`. [`agent`] is the one place that waits.
 //!
 //! The agent keeps nothing that the kernel knows. What it alone knows is the largest epoch of the
-//! host's and the packets of VFs that are gone; both begin anew when it restarts.
+//! host's and the packets of VFs that are gone; both begin anew when it restarts, which it tells.
+//! Between two looks it remembers which links to count, until the kernel tells of a change.
 
 #![forbid(unsafe_code)]
 
@@ -25,5 +26,5 @@ pub mod config;
 pub mod io;
 pub mod logic;
 
-#[cfg(test)]
-mod model;
+#[cfg(any(test, fuzzing))]
+pub mod model;

@@ -44,7 +44,7 @@ fn start(config: &Config) -> anyhow::Result<()> {
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
     let kernel = Netlink::open().context("open netlink")?;
-    let mut agent = Agent::new(kernel, config.selector(), proc::boot_id()?);
+    let mut agent = Agent::new(kernel, config.selector(), proc::identity()?);
     if let Some(name) = &config.create_bond {
         agent.create_bond(name).await?;
     }

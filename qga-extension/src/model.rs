@@ -1,4 +1,4 @@
-//! A kernel in memory for tests: links, and a bond that behaves like Linux's active-backup with
+//! A kernel in memory for tests and fuzzers: links, and a bond that behaves like Linux's active-backup with
 //! `fail_over_mac=follow`, as far as the agent can see.
 //!
 //! It swaps MAC addresses at a failover as the bonding driver does, also when that is a bad idea
@@ -14,46 +14,56 @@ use nix::errno::Errno;
 
 use crate::io::{Change, Kernel, KernelError};
 use crate::logic::interfaces::Address;
-use crate::logic::links::{Bond, Link, PCI_BUS, PvSelector, Selector};
+use crate::logic::links::{Bond, Link, LinkStats, PCI_BUS, PvSelector, Selector};
 use crate::logic::plan::Step;
 
-pub(crate) const PV_MAC: MacAddr = MacAddr::new([2, 0xaa, 0, 0, 0, 1]);
-pub(crate) const VF_MAC: MacAddr = MacAddr::new([2, 0xf1, 0, 0, 0, 1]);
-pub(crate) const BOND: u32 = 3;
-pub(crate) const PV: u32 = 2;
+/// The PV NIC's permanent address, and the guest's.
+pub const PV_MAC: MacAddr = MacAddr::new([2, 0xaa, 0, 0, 0, 1]);
+/// A VF's permanent address.
+pub const VF_MAC: MacAddr = MacAddr::new([2, 0xf1, 0, 0, 0, 1]);
+/// Index of the bond.
+pub const BOND: u32 = 3;
+/// Index of the PV NIC.
+pub const PV: u32 = 2;
 
 /// Picks `bond0` and the virtio NIC.
-pub(crate) fn selector() -> Selector {
+pub fn selector() -> Selector {
     Selector { bond: Some("bond0".into()), pv: PvSelector::Name("virtio_net".into()) }
 }
 
+/// See the module's text.
 #[derive(Debug, Default)]
-pub(crate) struct ModelKernel {
-    pub(crate) links: BTreeMap<u32, Link>,
-    pub(crate) addresses: Vec<Address>,
+pub struct ModelKernel {
+    /// By index.
+    pub links: BTreeMap<u32, Link>,
+    /// Of all links.
+    pub addresses: Vec<Address>,
     /// Every step that was asked for.
-    pub(crate) log: Vec<Step>,
+    pub log: Vec<Step>,
     /// Counts down; the step that finds 1 fails.
-    pub(crate) fails_in: usize,
+    pub fails_in: usize,
     /// Links that keep their MAC address, as an untrusted VF does.
-    pub(crate) stubborn: Vec<u32>,
+    pub stubborn: Vec<u32>,
     next_index: u32,
+    /// The links, their counters left out, when they were last asked for.
+    looked_at: Option<Vec<Link>>,
 }
 
 impl ModelKernel {
     /// A guest with a virtio NIC and no bond.
-    pub(crate) fn bare() -> Self {
+    pub fn bare() -> Self {
         let mut kernel = Self { next_index: PV, ..Self::default() };
         kernel.add(PV_MAC, "virtio", "virtio_net");
         kernel
     }
 
     /// A VF, or another PCI NIC.
-    pub(crate) fn plug(&mut self, mac: MacAddr) -> u32 {
+    pub fn plug(&mut self, mac: MacAddr) -> u32 {
         self.add(mac, PCI_BUS, "e1000e")
     }
 
-    pub(crate) fn unplug(&mut self, index: u32) {
+    /// The link is gone, and the bond fails over.
+    pub fn unplug(&mut self, index: u32) {
         self.links.remove(&index);
         if self.active() == Some(index) {
             self.fail_over(None);
@@ -61,7 +71,7 @@ impl ModelKernel {
     }
 
     /// The bond's monitor looks at its ports.
-    pub(crate) fn tick(&mut self) {
+    pub fn tick(&mut self) {
         for link in self.links.values_mut() {
             link.seen_up_by_bond = link.controller.is_some() && link.up && link.carrier;
         }
@@ -70,11 +80,13 @@ impl ModelKernel {
         }
     }
 
-    pub(crate) fn active(&self) -> Option<u32> {
+    /// The bond's active port.
+    pub fn active(&self) -> Option<u32> {
         self.links.get(&BOND)?.bond?.active_port
     }
 
-    pub(crate) fn mac(&self, index: u32) -> Option<MacAddr> {
+    /// A link's current address.
+    pub fn mac(&self, index: u32) -> Option<MacAddr> {
         self.links.get(&index)?.mac
     }
 
@@ -93,6 +105,11 @@ impl ModelKernel {
         };
         self.links.insert(index, link);
         index
+    }
+
+    fn without_counters(&self) -> Vec<Link> {
+        let bare = |link: &Link| Link { stats: LinkStats::default(), ..link.clone() };
+        self.links.values().map(bare).collect()
     }
 
     fn link(&mut self, index: u32) -> Result<&mut Link, Errno> {
@@ -127,10 +144,11 @@ impl ModelKernel {
                 self.link(link)?;
                 self.set_mac(link, Some(mac))?;
             }
-            Step::CreateBond(ref name) => {
+            Step::CreateBond { ref name, mac } => {
                 let bond = Link {
                     index: BOND,
                     name: name.clone(),
+                    mac,
                     bond: Some(Bond::default()),
                     ..Link::default()
                 };
@@ -226,6 +244,7 @@ impl ModelKernel {
 
 impl Kernel for ModelKernel {
     async fn links(&mut self) -> Result<Vec<Link>, KernelError> {
+        self.looked_at = Some(self.without_counters());
         Ok(self.links.values().cloned().collect())
     }
 
@@ -248,12 +267,14 @@ impl Kernel for ModelKernel {
         std::future::pending().await
     }
 
-    fn boottime_ns(&self) -> u64 {
-        1_000
+    fn counters(&mut self, links: &[u32]) -> Option<Vec<LinkCounters>> {
+        let unchanged = self.looked_at.as_ref() == Some(&self.without_counters());
+        let counters = |index: &u32| Some(self.links.get(index)?.stats.counters);
+        unchanged.then(|| links.iter().map(counters).collect())?
     }
 }
 
 /// Counters of so many packets received.
-pub(crate) fn packets(rx_packets: u64) -> LinkCounters {
+pub fn packets(rx_packets: u64) -> LinkCounters {
     LinkCounters { rx_packets, ..LinkCounters::default() }
 }

@@ -10,6 +10,7 @@ use std::path::Path;
 use flexvf_protocol::MacAddr;
 use qga_extension::agent::Agent;
 use qga_extension::io::{Netlink, UnixChannel};
+use qga_extension::logic::identity::Identity;
 use qga_extension::logic::links::{PvSelector, Selector};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -23,7 +24,8 @@ async fn with_agent<F: Future>(client: impl FnOnce(std::path::PathBuf) -> F) -> 
         bond: Some("no-such-bond".into()),
         pv: PvSelector::Mac(MacAddr::new([2, 0, 0, 0, 0, 1])),
     };
-    let mut agent = Agent::new(Netlink::open().unwrap(), selector, "boot".into());
+    let identity = Identity { boot_id: "boot".into(), ..Identity::default() };
+    let mut agent = Agent::new(Netlink::open().unwrap(), selector, identity);
     tokio::select! {
         error = agent.serve(&mut channel) => panic!("{error}"),
         output = client(socket) => output,
@@ -112,6 +114,27 @@ async fn a_client_that_never_reads_costs_only_itself() {
         }
         drop(stream);
         replay(&socket, "> {\"execute\":\"guest-ping\"}\n< {\"return\":{}}").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn name_system_and_time_come_in_qemu_gas_schema() {
+    with_agent(async |socket| {
+        let mut stream = BufReader::new(UnixStream::connect(&socket).await.unwrap());
+        let mut ask = async |command: &str| {
+            let request = format!("{{\"execute\":\"{command}\"}}\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut line = String::new();
+            stream.read_line(&mut line).await.unwrap();
+            let mut answer: serde_json::Value = serde_json::from_str(&line).unwrap();
+            answer["return"].take()
+        };
+        assert!(ask("guest-get-host-name").await["host-name"].is_string());
+        let os = ask("guest-get-osinfo").await;
+        assert!(os["kernel-release"].is_string() && os["machine"].is_string(), "{os}");
+        // After 2020, in nanoseconds.
+        assert!(ask("guest-get-time").await.as_i64().unwrap() > 1_577_836_800_000_000_000);
     })
     .await;
 }

@@ -2,7 +2,8 @@
 //!
 //! `decide` is a whole round: rates, ranking, the first switches, what is to be saved. The bound for
 //! 10,000 VMs and 63 VFs is 5 ms. `sample` is what every VM costs each sample interval, `news` an event
-//! after which VFs have to be planned anew. Left out: everything that waits.
+//! after which VFs have to be planned anew. `told` is what a decision costs the daemon on top for the flight
+//! recorder, and `asked` what `flexvf plan` and `explain` do. Left out: everything that waits.
 #![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 use std::hint::black_box;
@@ -12,7 +13,7 @@ use criterion::{Criterion, Throughput};
 use flexvf_protocol::VmName;
 use flexvf_protocol::agent::{Path, VfState};
 use qmp_allocator::logic::engine::{AgentView, Command, Engine, Event, Settings, VmSpec};
-use qmp_allocator::logic::policy::{Strategy, Tuning};
+use qmp_allocator::logic::policy::{Strategy, Tuning, Words};
 use qmp_allocator::logic::rate::{Count, Sample, Trust};
 use qmp_allocator::logic::switch::{Action, Limits, Report};
 use qmp_allocator::logic::vf::VfId;
@@ -25,6 +26,7 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     decide(&mut criterion);
     events(&mut criterion);
+    questions(&mut criterion);
     criterion.final_summary();
 }
 
@@ -45,6 +47,24 @@ fn decide(criterion: &mut Criterion) {
             // A fleet in which nothing moves any more would be decided at no cost.
             assert!(fleet.switches > 0);
         }
+    }
+    group.finish();
+}
+
+fn questions(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("operator");
+    for vms in [1_000, 10_000] {
+        let mut fleet = Fleet::new(Strategy::Activity, Tuning::default(), vms);
+        fleet.round();
+        let Fleet { engine, now, .. } = &fleet;
+        let decided = engine.decisions();
+        assert_eq!(decided.iter().map(|decision| decision.vms.len()).sum::<usize>(), vms);
+        group.bench_function(format!("told, {vms} VMs"), |bencher| {
+            bencher.iter(|| black_box(engine.decisions()));
+        });
+        group.bench_function(format!("asked, {vms} VMs"), |bencher| {
+            bencher.iter(|| black_box(engine.questions(*now)));
+        });
     }
     group.finish();
 }
@@ -104,8 +124,10 @@ impl Fleet {
         let vfs = (0..VFS).map(|i| VfId::new(format!("0000:01:{i:02x}.0"))).collect();
         fleet.tell(Event::Pool { pool: POOL.into(), vfs, problem: None });
         for (index, vm) in fleet.names.clone().into_iter().enumerate() {
-            let spec =
-                VmSpec { pool: POOL.into(), weight: 1 + index as u32 % 9, ..VmSpec::default() };
+            let spec = VmSpec {
+                pool: POOL.into(),
+                words: Words { weight: 1 + index as u32 % 9, ..Words::default() },
+            };
             fleet.tell(Event::Registered { vm: vm.clone(), spec });
             fleet.tell(Event::Observed { vm: vm.clone(), held: None, free_port: port() });
             fleet.tell(Event::Agent { vm, view: AgentView::Ready { active: Some(Path::Pv) } });

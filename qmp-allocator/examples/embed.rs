@@ -135,7 +135,7 @@ impl Program {
         let vfs = vfs.iter().map(VfId::new).collect();
         program.on(Event::Pool { pool: POOL.into(), vfs, problem: None });
         for vm in program.vms.keys().cloned().collect::<Vec<_>>() {
-            let spec = VmSpec { pool: POOL.into(), weight: 1, ..VmSpec::default() };
+            let spec = VmSpec { pool: POOL.into(), ..VmSpec::default() };
             program.on(Event::Registered { vm: vm.clone(), spec });
             program.on(Event::Agent { vm: vm.clone(), view: AgentView::Ready { active: None } });
             program.observe(&vm);
@@ -205,7 +205,7 @@ impl Program {
             return Vec::new();
         };
         let backend = Backend::Vfio { host, node: None };
-        let plug = Plug { device_id: backend.device_id(), port, backend };
+        let plug = Plug { device_id: backend.device_id(), port, backend, failover: None };
         let report = now_or_never(carry_out(&it.vmm, action, &plug)).flatten();
         let report = report.unwrap_or(match action {
             Action::Join => Report::Vf(VfState::Ready),

@@ -2,7 +2,10 @@
 
 mod check_config;
 mod client;
+mod explain;
+mod plan;
 mod quarantine;
+mod replay;
 mod run;
 mod simulate;
 mod status;
@@ -43,6 +46,10 @@ enum Command {
     Run(run::Args),
     /// Show who has which VF, and why
     Status(status::Args),
+    /// Tell why a VM has a VF or none, and what it would take to change that
+    Explain(explain::Args),
+    /// Show what would change if the VFs were given away now, without doing it
+    Plan(plan::Args),
     /// Show VFs that QEMU or the host has not let go of, and have FlexVF look at one again
     Quarantine(quarantine::Args),
     /// Check a configuration, and the VM files that it leads to, without running anything
@@ -53,6 +60,12 @@ enum Command {
     /// carried, as a part of what the best assignment would have had them carry, which knows each interval
     /// beforehand and switches at no cost. JAIN is Jain's index of the VMs' time on a VF for their weight.
     Simulate(simulate::Args),
+    /// Compare the strategies over what the daemon has recorded
+    ///
+    /// RECORDING is the folder that the daemon records into (`state.recording` beside its state file, unless
+    /// its configuration names another), one of that folder's files, or a CSV file as for `flexvf simulate`.
+    /// `as decided` is what the daemon's own decisions were worth. The table is that of `flexvf simulate`.
+    Replay(replay::Args),
 }
 
 /// Where the configuration is.
@@ -72,9 +85,12 @@ impl Cli {
         match self.command {
             Command::Run(args) => run::run(args),
             Command::Status(args) => status::run(args),
+            Command::Explain(args) => explain::run(&args),
+            Command::Plan(args) => plan::run(&args),
             Command::Quarantine(args) => quarantine::run(args),
             Command::CheckConfig(args) => check_config::run(args),
             Command::Simulate(args) => simulate::run(&args),
+            Command::Replay(args) => replay::run(&args),
         }
     }
 }

@@ -11,8 +11,8 @@ mod vf;
 mod vm;
 
 pub use daemon::{
-    Config, Deadlines, EmulatedPool, MacOrder, NodeOwner, Pool, PoolKind, SriovPool, Strategy,
-    Tuning, VfRange, VfioKind,
+    Config, Deadlines, EmulatedPool, MacOrder, NodeOwner, Pool, PoolKind, RecorderConfig,
+    SriovPool, Strategy, Tuning, VfRange, VfioKind,
 };
 pub use text::ConfigError;
 pub use vf::VfOptions;

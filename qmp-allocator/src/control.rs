@@ -5,6 +5,8 @@
 //! | command | answer |
 //! |---|---|
 //! | `query-status` | [`Status`] |
+//! | `query-plan` | [`Plan`](crate::logic::explain::Plan): what would change if it were decided now |
+//! | `explain`, argument `vm` | [`Explanation`](crate::logic::explain::Explanation): why it has a VF or none |
 //! | `clear-quarantine`, argument `vf` | `{}`: the VF is looked at now; `query-status` tells what came of it |
 //! | `query-version` | `{"flexvf": "0.1.0"}` |
 //! | `query-commands` | their names |
@@ -23,6 +25,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
+use crate::logic::explain::Asked;
 use crate::logic::status::Status;
 use crate::logic::vf::VfId;
 
@@ -31,6 +34,8 @@ use crate::logic::vf::VfId;
 pub enum Query {
     /// Everything, as it is now.
     Status(oneshot::Sender<Status>),
+    /// All that a plan or an explanation is made of.
+    Ask(oneshot::Sender<Asked>),
     /// Look now at a VF that is quarantined or rests; or why there is nothing to do.
     Clear(VfId, oneshot::Sender<Result<(), String>>),
 }

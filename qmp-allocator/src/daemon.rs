@@ -3,9 +3,12 @@
 //! Everything that happens becomes one [`Event`]; the engine answers with [`Command`]s; those go to
 //! the VMs' tasks. Nothing here decides anything, and nothing here waits for a VM.
 
+mod answer;
 mod clock;
+mod dry_run;
 mod host;
 mod process;
+mod record;
 mod state;
 mod vm;
 
@@ -23,11 +26,12 @@ use tracing::{Instrument, Level, debug, enabled, info, info_span, warn};
 use self::clock::{now, sleep_until};
 use self::host::{Host, HostError};
 use self::vm::{Grid, Order, Shared, VmTask};
-use crate::config::{Config, Pool, PoolKind, VmConfig};
-use crate::control::{ControlError, ControlServer, Query};
+use crate::config::{Config, Pool, VmConfig};
+use crate::control::{ControlError, ControlServer};
+use crate::io::recorder::Recorder;
 use crate::io::registry::Registry;
 use crate::logic::engine::{Command, Engine, Event, Saved, SavedPool, Settings, VmSpec};
-use crate::logic::status::{Problem, Status};
+use crate::logic::status::Problem;
 use crate::logic::switch::{Limits, Outcome, Report};
 
 /// Between two looks at the registration folder.
@@ -42,6 +46,15 @@ const MAX_BATCH: usize = 64;
 const MAX_ORDERS: usize = 8;
 /// Speed of a VF's link where nothing better is known: bounds what a guest may claim.
 const LINK_MBPS: u64 = 100_000;
+
+/// What a daemon does about its decisions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It carries them out.
+    Act,
+    /// It tells and records them. No VM and no VF is touched.
+    DryRun,
+}
 
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
@@ -61,9 +74,9 @@ pub enum DaemonError {
 ///
 /// # Errors
 /// [`DaemonError`] when it cannot start; once it runs, faults of the world are told and lived with.
-pub async fn run(config: Config) -> Result<(), DaemonError> {
+pub async fn run(config: Config, mode: Mode) -> Result<(), DaemonError> {
     let mut control = ControlServer::bind(&config.control_socket).await?;
-    let mut daemon = Daemon::new(config)?;
+    let mut daemon = Daemon::new(config, mode)?;
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut scan = interval(SCAN_PERIOD);
@@ -84,28 +97,13 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
             _ = daemon.events.recv_many(&mut events, MAX_BATCH) => {}
             () = sleep_until(wake_at) => events.push(Event::Tick),
             _ = scan.tick() => events = daemon.scan(),
-            query = control.next() => events.extend(answer(query, &daemon)),
+            query = control.next() => events.extend(daemon.answer(query)),
         }
         daemon.handle(&mut events, &control);
     }
+    drop(daemon.recorder.take());
     info!("FlexVF ends; VFs stay where they are");
     Ok(())
-}
-
-/// What the engine is to hear of it. Whoever asked may have gone.
-fn answer(query: Query, daemon: &Daemon) -> Vec<Event> {
-    match query {
-        Query::Status(reply) => {
-            let _ = reply.send(daemon.status());
-            Vec::new()
-        }
-        Query::Clear(vf, reply) => {
-            let may = daemon.engine.status(now()).may_clear(&vf);
-            let events = may.iter().map(|()| Event::Clear(vf.clone())).collect();
-            let _ = reply.send(may);
-            events
-        }
-    }
 }
 
 struct Daemon {
@@ -120,6 +118,7 @@ struct Daemon {
     events: mpsc::Receiver<Event>,
     to_daemon: mpsc::Sender<Event>,
     state: state::Writer,
+    recorder: Option<Recorder>,
     pool_problems: BTreeMap<String, String>,
 }
 
@@ -130,16 +129,16 @@ struct VmHandle {
 }
 
 impl Daemon {
-    fn new(config: Config) -> Result<Self, DaemonError> {
+    fn new(config: Config, mode: Mode) -> Result<Self, DaemonError> {
         let (to_daemon, events) = mpsc::channel(MAX_EVENTS);
         let names: Vec<String> = config.pools.iter().map(|pool| pool.name.clone()).collect();
         let saved = state::read(&config.state_file);
-        let host =
-            Host::new(&config).map_err(|error: HostError| DaemonError::Host(error.to_string()))?;
+        let host = Host::new(&config, mode)
+            .map_err(|error: HostError| DaemonError::Host(error.to_string()))?;
         let grid = Grid::new(config.sample_interval, config.interval);
         let shared = Shared { host, deadlines: config.deadlines, grid };
         Ok(Self {
-            engine: Engine::new(now(), settings(&config), &names, saved),
+            engine: Engine::new(now(), settings(&config, mode), &names, saved),
             registry: Registry::new(config.vms_dir.clone()),
             shared: Arc::new(shared),
             vms: BTreeMap::new(),
@@ -149,6 +148,7 @@ impl Daemon {
             to_daemon,
             state: state::Writer::new(config.state_file.clone()),
             pool_problems: BTreeMap::new(),
+            recorder: record::start(&config),
             config,
         })
     }
@@ -160,6 +160,9 @@ impl Daemon {
             let mut followed = VecDeque::new();
             while let Some(event) = next.take().or_else(|| followed.pop_front()) {
                 self.tell_pool_problem(&event);
+                if let Some(recorder) = &mut self.recorder {
+                    record::event(recorder, &event);
+                }
                 for command in self.engine.on(now(), event) {
                     followed.extend(self.carry_out(command, control));
                 }
@@ -171,6 +174,9 @@ impl Daemon {
     /// switch would wait for ever.
     fn carry_out(&mut self, command: Command, control: &ControlServer) -> Option<Event> {
         match command {
+            Command::Act { vm, action, .. } if self.shared.host.is_dry_run() => {
+                return Some(Event::Done { vm, report: dry_run::report(action) });
+            }
             Command::Act { vm, vf, port, action } => {
                 if !self.order(&vm, Order::Act { vf, port, action }) {
                     let report = Report::Unknown("the VM's task takes no orders".into());
@@ -187,9 +193,17 @@ impl Daemon {
                 info!(%vm, "VM forgotten");
             }
             Command::Save(saved) => {
+                if let Some(recorder) = &mut self.recorder {
+                    record::round(recorder, &self.engine);
+                }
                 self.tell_round(&saved);
-                self.state.write(saved);
+                if self.shared.host.is_dry_run() {
+                    dry_run::tell(&self.engine.decisions());
+                } else {
+                    self.state.write(saved);
+                }
             }
+            Command::Tell(_) if self.shared.host.is_dry_run() => {}
             Command::Tell(end) => {
                 let record = &end.record;
                 let (total_ms, reason) = (record.total_ms, &record.reason);
@@ -303,24 +317,6 @@ impl Daemon {
             self.pool_problems.insert(pool.clone(), text.clone());
         }
     }
-
-    fn status(&self) -> Status {
-        let mut status = self.engine.status(now());
-        for pool in &mut status.pools {
-            pool.kind = match self.config.pool(&pool.name).map(|pool| &pool.kind) {
-                Some(PoolKind::Emulated(_)) => "emulated",
-                _ => "sriov",
-            };
-            pool.pfs = self.shared.host.pfs(&pool.name);
-        }
-        status.problems.clone_from(&self.problems);
-        let pools = self.pool_problems.iter();
-        status.problems.extend(
-            pools.map(|(pool, text)| Problem { subject: pool.clone(), text: text.clone() }),
-        );
-        status.problems.extend(self.shared.host.notes());
-        status
-    }
 }
 
 impl Drop for VmHandle {
@@ -332,13 +328,7 @@ impl Drop for VmHandle {
 }
 
 fn registered(config: &VmConfig) -> Event {
-    let spec = VmSpec {
-        pool: config.pool.clone(),
-        pin: config.pin,
-        weight: config.weight,
-        priority: config.priority,
-        min_percent: config.min_percent,
-    };
+    let spec = VmSpec { pool: config.pool.clone(), words: config.words };
     Event::Registered { vm: config.name.clone(), spec }
 }
 
@@ -377,13 +367,16 @@ async fn look_at_pools(pools: Vec<Pool>, shared: Arc<Shared>, to_daemon: mpsc::S
     }
 }
 
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config, mode: Mode) -> Settings {
     let deadlines = &config.deadlines;
     Settings {
         strategy: config.strategy,
         tuning: config.tuning,
         interval: config.interval,
-        max_concurrent_switches: config.max_concurrent_switches,
+        max_concurrent_switches: match mode {
+            Mode::Act => config.max_concurrent_switches,
+            Mode::DryRun => 0,
+        },
         limits: Limits {
             join: deadlines.join,
             drain: deadlines.drain,

@@ -10,6 +10,8 @@
 //! | [`vfio`] | VFIO's group nodes |
 //! | [`found`] | records of what VFs were like |
 //! | [`proc`] | QEMU's process |
+//! | [`recorder`] | the flight recorder's folder |
+//! | [`recording`] | recordings, to be replayed |
 //! | [`netlink`] | links, a PF's per-VF settings and counters, forwarding entries |
 //!
 //! Everything that another process sends is bounded in size and in time, and no fault of it panics.
@@ -19,6 +21,8 @@ pub mod found;
 pub mod netlink;
 pub mod proc;
 pub mod qmp;
+pub mod recorder;
+pub mod recording;
 pub mod registry;
 pub mod stats;
 pub mod sysfs;

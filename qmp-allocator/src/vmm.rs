@@ -56,6 +56,8 @@ pub struct Plug {
     pub port: String,
     /// What it is.
     pub backend: Backend,
+    /// Id of the virtio-net device with `failover=on` whose primary it is to be.
+    pub failover: Option<String>,
 }
 
 /// What stands behind a plugged device.

@@ -5,7 +5,6 @@ use futures_util::FutureExt;
 use proptest::prelude::*;
 
 use super::*;
-use crate::logic::links::Link;
 use crate::logic::plan::Step;
 use crate::model::{self, BOND, ModelKernel, PV, PV_MAC, VF_MAC, packets};
 
@@ -22,7 +21,7 @@ fn agent() -> Agent<ModelKernel> {
 }
 
 fn bare_agent() -> Agent<ModelKernel> {
-    Agent::new(ModelKernel::bare(), model::selector(), "boot".into())
+    Agent::new(ModelKernel::bare(), model::selector(), Identity::default())
 }
 
 impl Agent<ModelKernel> {
@@ -169,17 +168,48 @@ fn a_smaller_epoch_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn what_was_sent_to_an_agent_before_its_restart_is_refused_by_the_next_one() {
+    let mut first = agent();
+    first.kernel.plug(VF_MAC);
+    assert_eq!(first.vf(wire::JOIN_VF, VF_MAC, 5), Ok(VfState::Joined));
+    let identity = Identity { started_ns: 60_000_000_000, ..Identity::default() };
+    let mut second = Agent::new(first.kernel, model::selector(), identity);
+    let status: AgentStatus =
+        serde_json::from_value(second.ask(wire::STATUS, json!({})).unwrap()).unwrap();
+    assert_eq!((status.started_ns, status.epoch), (60_000_000_000, 60_000));
+    assert!(second.vf(wire::LEAVE_VF, VF_MAC, 5).is_err());
+    assert_eq!(second.vf(wire::LEAVE_VF, VF_MAC, status.epoch + 1), Ok(VfState::Present));
+}
+
+#[test]
+fn counters_without_a_look_are_those_of_a_look() {
+    let (mut agent, vf) = agent().with_active_vf();
+    agent.kernel.links.get_mut(&vf).unwrap().stats.counters = packets(70);
+    // The first one looks, since the links have changed; the second need not.
+    let looked = agent.ask(wire::COUNTERS, json!({})).unwrap();
+    assert!(agent.kernel.counters(&[vf]).is_some());
+    let counted = agent.ask(wire::COUNTERS, json!({})).unwrap();
+    for member in ["boot-id", "started-ns", "bond", "pv", "vf"] {
+        assert_eq!(looked[member], counted[member], "{member}");
+    }
+    assert_eq!(counted["vf"]["rx-packets"], 70);
+    agent.kernel.links.get_mut(&vf).unwrap().stats.counters = packets(90);
+    assert_eq!(agent.vf_packets(), 90);
+}
+
+#[test]
 fn a_bond_is_made_once_and_found_complete_by_the_next_agent() {
     let mut first = bare_agent();
     // The module's own bond0, which a script has already set up.
-    first.kernel.apply(&Step::CreateBond("bond0".into())).now_or_never();
+    let module = Step::CreateBond { name: "bond0".into(), mac: None };
+    first.kernel.apply(&module).now_or_never();
     first.kernel.apply(&Step::SetUp(BOND)).now_or_never();
     first.create_bond("bond0").now_or_never().unwrap().unwrap();
     assert_eq!(first.kernel.active(), Some(PV));
     assert_eq!(first.kernel.mac(BOND), Some(PV_MAC));
     let mut kernel = first.kernel;
     kernel.log.clear();
-    let mut second = Agent::new(kernel, model::selector(), "boot".into());
+    let mut second = Agent::new(kernel, model::selector(), Identity::default());
     second.create_bond("bond0").now_or_never().unwrap().unwrap();
     assert!(second.kernel.log.is_empty());
 }

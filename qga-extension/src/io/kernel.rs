@@ -15,12 +15,13 @@ pub trait Kernel {
     fn links(&mut self) -> impl Future<Output = Result<Vec<Link>, KernelError>>;
     /// Every link's addresses.
     fn addresses(&mut self) -> impl Future<Output = Result<Vec<Address>, KernelError>>;
+    /// Counters of these links, in their order; none if links may have changed since [`Self::links`]
+    /// was asked, or cannot be counted so.
+    fn counters(&mut self, links: &[u32]) -> Option<Vec<LinkCounters>>;
     /// Makes one change.
     fn apply(&mut self, step: &Step) -> impl Future<Output = Result<(), KernelError>>;
     /// Waits for the next link that goes. May be dropped and called again.
     fn changed(&mut self) -> impl Future<Output = Change>;
-    /// CLOCK_BOOTTIME in nanoseconds.
-    fn boottime_ns(&self) -> u64;
 }
 
 /// What happened to the links by itself.

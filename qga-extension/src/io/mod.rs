@@ -5,8 +5,10 @@
 pub mod channel;
 pub mod kernel;
 mod netlink;
+mod notices;
 mod parse;
 pub mod proc;
+mod stats;
 mod virtio_port;
 
 pub use channel::{Channel, UnixChannel};

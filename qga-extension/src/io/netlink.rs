@@ -1,28 +1,26 @@
 //! The kernel's links over rtnetlink.
 //!
-//! Requests and notifications have a socket each: a flood of notifications that overflows its queue
-//! must not swallow the answer to a request.
+//! Requests and notifications have sockets of their own: a flood of notifications that overflows its
+//! queue must not swallow the answer to a request. So have counters, whose answers are there at once.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::pin::Pin;
 
-use futures_util::{Stream, StreamExt, TryStreamExt};
+use flexvf_protocol::MacAddr;
+use flexvf_protocol::agent::LinkCounters;
+use futures_util::TryStreamExt;
 use netlink_packet_route::link::{
     BondAllPortActive, BondFailOverMac, BondMode, InfoBond, InfoKind, LinkMessage,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use rtnetlink::sys::SocketAddr;
-use rtnetlink::{
-    Handle, LinkBond, LinkMessageBuilder, LinkUnspec, MulticastGroup, new_connection,
-    new_multicast_connection,
-};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST};
+use rtnetlink::{Handle, LinkBond, LinkMessageBuilder, LinkUnspec, new_connection};
 
 use super::kernel::{Change, Kernel, KernelError};
-use super::{parse, proc};
+use super::notices::Notices;
+use super::parse;
+use super::stats::Stats;
 use crate::config::BOND;
 use crate::logic::interfaces::Address;
 use crate::logic::links::Link;
@@ -31,11 +29,10 @@ use crate::logic::plan::Step;
 /// The kernel that the agent runs on.
 pub struct Netlink {
     handle: Handle,
-    notifications: Pin<Box<dyn Stream<Item = Notification>>>,
+    notices: Notices,
+    stats: Stats,
     devices: BTreeMap<u32, Device>,
 }
-
-type Notification = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr);
 
 /// What sysfs knows of a link's parent device. It does not change while the link lives.
 #[derive(Debug, Clone, Default)]
@@ -45,13 +42,17 @@ struct Device {
 }
 
 impl Netlink {
-    /// Opens both sockets. Needs a tokio runtime.
+    /// Opens the sockets. Needs a tokio runtime.
     pub fn open() -> io::Result<Self> {
         let (connection, handle, _) = new_connection()?;
         tokio::spawn(connection);
-        let (connection, _, notifications) = new_multicast_connection(&[MulticastGroup::Link])?;
-        tokio::spawn(connection);
-        Ok(Self { handle, notifications: Box::pin(notifications), devices: BTreeMap::new() })
+        let (notices, stats) = (Notices::open()?, Stats::open()?);
+        Ok(Self { handle, notices, stats, devices: BTreeMap::new() })
+    }
+
+    async fn dump(&self) -> Result<Vec<LinkMessage>, KernelError> {
+        let messages = self.handle.link().get().execute().try_collect().await;
+        messages.map_err(|error| failed("list links", &error))
     }
 
     async fn set(&self, message: LinkMessage) -> Result<(), rtnetlink::Error> {
@@ -64,8 +65,12 @@ impl Netlink {
         request.set_flags(NLM_F_REQUEST | NLM_F_ACK).execute().await
     }
 
-    async fn create_bond(&self, name: &str) -> Result<(), rtnetlink::Error> {
-        let result = self.handle.link().add(LinkBond::new(name).build()).execute().await;
+    async fn create_bond(&self, name: &str, mac: Option<MacAddr>) -> Result<(), rtnetlink::Error> {
+        let mut bond = LinkBond::new(name);
+        if let Some(mac) = mac {
+            bond = bond.address(mac.octets().to_vec());
+        }
+        let result = self.handle.link().add(bond.build()).execute().await;
         match result {
             // Loading the module makes a bond0 by itself.
             Err(error) if io_error(&error).kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -76,14 +81,9 @@ impl Netlink {
 
 impl Kernel for Netlink {
     async fn links(&mut self) -> Result<Vec<Link>, KernelError> {
-        let messages: Vec<LinkMessage> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| failed("list links", &error))?;
+        // What changes from here on may be missing in the dump.
+        self.notices.forget();
+        let messages = self.dump().await.inspect_err(|_| self.notices.set())?;
         let mut links: Vec<Link> = messages.iter().map(parse::link).collect();
         links.sort_by_key(|link| link.index);
         let known = std::mem::take(&mut self.devices);
@@ -129,32 +129,20 @@ impl Kernel for Netlink {
                 self.change(message).await
             }
             Step::ConfigureBond(bond) => self.change(bond_settings(*bond)).await,
-            Step::CreateBond(name) => self.create_bond(name).await,
+            Step::CreateBond { name, mac } => self.create_bond(name, *mac).await,
         };
         result.map_err(|error| failed(&format!("{step:?}"), &error))
     }
 
     async fn changed(&mut self) -> Change {
-        loop {
-            let Some((message, _)) = self.notifications.next().await else {
-                // The socket is closed. Requests will tell; here there is nothing more to hear.
-                return std::future::pending().await;
-            };
-            match message.payload {
-                // A bridge tells of its ports in the same way, with a family of its own.
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link))
-                    if link.header.interface_family == AddressFamily::Unspec =>
-                {
-                    return Change::Gone(link.header.index, parse::counters(&link));
-                }
-                NetlinkPayload::Overrun(_) => return Change::Lost,
-                _ => {}
-            }
-        }
+        self.notices.next().await
     }
 
-    fn boottime_ns(&self) -> u64 {
-        proc::boottime_ns()
+    fn counters(&mut self, links: &[u32]) -> Option<Vec<LinkCounters>> {
+        if self.notices.any() {
+            return None;
+        }
+        self.stats.of(links).ok()
     }
 }
 

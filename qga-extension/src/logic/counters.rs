@@ -41,6 +41,11 @@ impl VfCounters {
         }
     }
 
+    /// The links whose counters are remembered.
+    pub fn tracked(&self) -> impl Iterator<Item = u32> {
+        self.last_seen.keys().copied()
+    }
+
     /// Takes the last counters of a link that is gone. Says whether it was a VF in the bond.
     pub fn closed(&mut self, index: u32, last_words: Option<LinkCounters>) -> bool {
         if let Some(now) = last_words {

@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod counters;
+pub mod identity;
 pub mod interfaces;
 pub mod links;
 pub mod plan;

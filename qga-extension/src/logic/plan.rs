@@ -47,7 +47,12 @@ pub enum Step {
         mac: MacAddr,
     },
     /// Makes a bond with [`crate::config::BOND`]'s settings still to be given; one that exists is left.
-    CreateBond(String),
+    CreateBond {
+        /// Its name.
+        name: String,
+        /// Its address from the first moment on: udev gives another one to links with a random one.
+        mac: Option<MacAddr>,
+    },
     /// Gives a bond without ports [`crate::config::BOND`]'s settings.
     ConfigureBond(u32),
 }
@@ -143,7 +148,7 @@ impl Step {
             | Self::ConfigureBond(link)
             | Self::Enslave { port: link, .. }
             | Self::Activate { port: link, .. } => Some(*link),
-            Self::CreateBond(_) => None,
+            Self::CreateBond { .. } => None,
         }
     }
 }

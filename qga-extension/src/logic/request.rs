@@ -36,6 +36,12 @@ pub enum Intent {
     Info,
     /// `guest-network-get-interfaces`.
     Interfaces,
+    /// `guest-get-host-name`.
+    HostName,
+    /// `guest-get-osinfo`.
+    OsInfo,
+    /// `guest-get-time`.
+    Time,
     /// [`wire::STATUS`].
     Status,
     /// [`wire::COUNTERS`].
@@ -67,12 +73,15 @@ impl Request {
 }
 
 /// Every command that the agent serves.
-pub const COMMANDS: [&str; 10] = [
+pub const COMMANDS: [&str; 13] = [
     SYNC,
     SYNC_DELIMITED,
     PING,
     INFO,
     INTERFACES,
+    HOST_NAME,
+    OS_INFO,
+    TIME,
     wire::STATUS,
     wire::COUNTERS,
     wire::JOIN_VF,
@@ -97,6 +106,9 @@ fn intent(mut object: Map<String, Value>) -> Result<Intent, Fault> {
         PING => nothing(arguments, Intent::Ping),
         INFO => nothing(arguments, Intent::Info),
         INTERFACES => nothing(arguments, Intent::Interfaces),
+        HOST_NAME => nothing(arguments, Intent::HostName),
+        OS_INFO => nothing(arguments, Intent::OsInfo),
+        TIME => nothing(arguments, Intent::Time),
         wire::STATUS => nothing(arguments, Intent::Status),
         wire::COUNTERS => nothing(arguments, Intent::Counters),
         wire::JOIN_VF => read(arguments).map(Intent::Join),
@@ -144,6 +156,9 @@ const SYNC_DELIMITED: &str = "guest-sync-delimited";
 const PING: &str = "guest-ping";
 const INFO: &str = "guest-info";
 const INTERFACES: &str = "guest-network-get-interfaces";
+const HOST_NAME: &str = "guest-get-host-name";
+const OS_INFO: &str = "guest-get-osinfo";
+const TIME: &str = "guest-get-time";
 
 #[cfg(test)]
 mod tests {
@@ -177,6 +192,14 @@ mod tests {
         assert_eq!(request.id, Some(json!({"a": [1]})));
         let fault = Fault::CommandNotFound("guest-shutdown".into());
         assert_eq!(request.intent, Err(fault));
+    }
+
+    #[test]
+    fn a_number_of_many_digits_comes_back_as_the_same_number() {
+        let id = "5".repeat(39);
+        let request = Request::parse(format!(r#"{{"execute":"guest-ping","id":{id}}}"#).as_bytes());
+        let echoed = request.id.unwrap().to_string();
+        assert_eq!(echoed.parse::<f64>(), id.parse());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Makes the bond at the agent's start, when asked to.
 //!
 //! ```text
-//!   no bond ──▶ create ──▶ bond without ports ──▶ configure, PV down · enslave · up, bond up ──▶ done
+//!   no bond ──▶ create ──▶ bond without ports ──▶ address, configure, PV down · enslave · up, bond up ──▶ done
 //!                          (the module's own one has another mode)
 //! ```
 //!
@@ -64,8 +64,10 @@ pub fn next_round(
 ) -> Result<Vec<Planned>, SetupRefusal> {
     let Some(bond) = links.iter().find(|link| link.name == bond_name) else {
         // Checked now, so that a refusal leaves no empty bond behind.
-        check_pv(find_pv(links, pv, None)?, addresses)?;
-        return Ok(vec![Planned::new(Step::CreateBond(bond_name.to_owned()))]);
+        let pv = find_pv(links, pv, None)?;
+        check_pv(pv, addresses)?;
+        let (name, mac) = (bond_name.to_owned(), pv.mac);
+        return Ok(vec![Planned::new(Step::CreateBond { name, mac })]);
     };
     let state = bond.bond.ok_or_else(|| SetupRefusal::NotABond(bond_name.to_owned()))?;
     let pv = find_pv(links, pv, Some(bond.index))?;
@@ -77,6 +79,11 @@ pub fn next_round(
         }
         if bond.up {
             steps.push(Planned::new(Step::SetDown(bond.index)));
+        }
+        // Before the settings: with fail_over_mac=follow the kernel takes no address any more. The
+        // module's own bond has a random one, or what udev has made of it.
+        if let Some(mac) = pv.mac.filter(|mac| bond.mac != Some(*mac)) {
+            steps.push(Planned::new(Step::SetMac { link: bond.index, mac }));
         }
         steps.push(Planned::new(Step::ConfigureBond(bond.index)));
     }
@@ -141,15 +148,19 @@ const fn is_automatic(ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use flexvf_protocol::MacAddr;
+
     use super::*;
     use crate::logic::links::Bond;
 
     const PV: u32 = 2;
+    const MAC: MacAddr = MacAddr::new([2, 0xaa, 0, 0, 0, 1]);
 
     fn pv() -> Link {
         Link {
             index: PV,
             name: "eth0".into(),
+            mac: Some(MAC),
             up: true,
             bus: Some("virtio".into()),
             driver: Some("virtio_net".into()),
@@ -174,12 +185,14 @@ mod tests {
 
     #[test]
     fn a_missing_bond_is_created_first() {
-        assert_eq!(steps(&[pv()], &[]).unwrap(), [Step::CreateBond("bond0".into())]);
+        let expected = Step::CreateBond { name: "bond0".into(), mac: Some(MAC) };
+        assert_eq!(steps(&[pv()], &[]).unwrap(), [expected]);
     }
 
     #[test]
     fn a_bond_in_the_modules_default_mode_is_configured_and_given_the_pv() {
         let expected = [
+            Step::SetMac { link: 3, mac: MAC },
             Step::ConfigureBond(3),
             Step::SetDown(PV),
             Step::Enslave { port: PV, bond: 3 },

@@ -1,6 +1,7 @@
 //! `flexvf simulate`.
 
-mod table;
+pub(super) mod options;
+pub(super) mod table;
 
 use std::fs::File;
 use std::io::Read;
@@ -11,12 +12,11 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use crate::logic::policy::{Rules, Strategy, Tuning};
-use crate::logic::simulate::play::{Host, play};
 use crate::logic::simulate::trace::Trace;
 use crate::logic::simulate::workload::{Shape, Workload};
-use crate::logic::simulate::{Demand, Source, Times, measure};
-use table::{Row, Run};
+use crate::logic::simulate::{Source, Times, measure};
+use options::Options;
+use table::Run;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -48,24 +48,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "W,...", value_delimiter = ',', default_value = "1")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000))]
     weights: Vec<u32>,
-    /// How long a VF that changes hands carries nothing
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(0..=3_600))]
-    switch_s: u64,
-    /// margin_percent where there is hysteresis
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=1_000))]
-    margin_percent: u32,
-    /// min_hold_s where there is hysteresis
-    #[arg(long, default_value_t = 900, value_parser = clap::value_parser!(u64).range(0..=2_592_000))]
-    min_hold_s: u64,
-    /// max_wait_s of hybrid
-    #[arg(long, default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(1..=2_592_000))]
-    max_wait_s: u64,
-    /// From this rate on a VM wants a VF
-    #[arg(long, default_value_t = 1)]
-    wants_pps: u32,
-    /// rate_time_constant_s
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=2_592_000))]
-    rate_time_constant_s: u64,
+    #[command(flatten)]
+    options: Options,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -90,11 +74,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             runs.push(args.compare(shape.name().to_owned(), args.total_s(), workload)?);
         }
     }
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&runs)?);
-    } else {
-        print!("{}", table::render(&runs));
-    }
+    table::print(&runs, args.json)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -113,57 +93,23 @@ impl Args {
             total_s,
             interval_s: self.interval_s,
             sample_s: self.sample_interval_s,
-            time_constant_s: self.rate_time_constant_s,
+            time_constant_s: self.options.rate_time_constant_s,
         };
-        let demand = measure(&mut source, &times);
+        let vfs = self.vfs as usize;
+        let demand = measure(&mut source, &times, vfs, &self.weights);
         if demand.intervals.len() < 2 {
             bail!(
                 "{workload}: {total_s} s are less than two intervals; give more, or a shorter --interval-s"
             );
         }
-        let policies =
-            self.policies().into_iter().map(|(policy, rules)| self.row(policy, &rules, &demand));
+        let policies = self.options.rows(&demand, Duration::from_secs(self.interval_s));
         Ok(Run {
             workload,
-            vms: demand.names.len(),
-            vfs: self.vfs as usize,
+            vms: demand.vms.len(),
+            vfs,
             intervals: demand.intervals.len() - 1,
-            policies: policies.collect(),
+            policies,
         })
-    }
-
-    fn row(&self, policy: &'static str, rules: &Rules, demand: &Demand) -> Row {
-        let host = Host {
-            vfs: self.vfs as usize,
-            switch_s: self.switch_s as f64,
-            wants_pps: f64::from(self.wants_pps),
-            weights: &self.weights,
-        };
-        Row { policy, outcome: play(rules, demand, &host) }
-    }
-
-    fn policies(&self) -> [(&'static str, Rules); 6] {
-        let plain = Tuning {
-            max_wait: Duration::from_secs(self.max_wait_s),
-            wants_pps: self.wants_pps,
-            ..Tuning::default()
-        };
-        let steady = Tuning {
-            margin_percent: self.margin_percent,
-            min_hold: Duration::from_secs(self.min_hold_s),
-            switch_cost: Duration::from_secs(self.switch_s),
-            ..plain
-        };
-        let interval = Duration::from_secs(self.interval_s);
-        let rules = |strategy, tuning| Rules { strategy, tuning, interval };
-        [
-            ("fair", rules(Strategy::Fair, plain)),
-            ("activity", rules(Strategy::Activity, plain)),
-            ("activity, hysteresis", rules(Strategy::Activity, steady)),
-            ("weighted", rules(Strategy::Weighted, plain)),
-            ("hybrid", rules(Strategy::Hybrid, plain)),
-            ("hybrid, hysteresis", rules(Strategy::Hybrid, steady)),
-        ]
     }
 }
 
@@ -176,7 +122,7 @@ fn shapes() -> impl TypedValueParser<Value = Shape> {
 /// A day of 100 VMs, second by second, is 200 MB.
 const MAX_FILE_BYTES: u64 = 1 << 30;
 
-fn read(file: &Path) -> anyhow::Result<Trace> {
+pub(super) fn read(file: &Path) -> anyhow::Result<Trace> {
     let name = file.display().to_string();
     let mut text = String::new();
     let open = File::open(file).with_context(|| name.clone())?;
@@ -215,6 +161,22 @@ mod tests {
         );
         assert!(args("--shape flat").is_err());
         assert!(args("--csv a --vms 3").is_err());
+    }
+
+    #[test]
+    fn strategies_are_taken_by_name_and_all_of_them_without() {
+        let played = |line: &str| {
+            let args = args(line).unwrap();
+            let workload = Workload::new(Shape::Steady, 4, 300, 1);
+            let run = args.compare("steady".into(), 3600, workload).unwrap();
+            run.policies.into_iter().map(|row| row.policy).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            played("--strategy fair --strategy hybrid"),
+            ["fair", "hybrid", "hybrid, hysteresis"]
+        );
+        assert_eq!(played("").len(), 6);
+        assert!(args("--strategy best").is_err());
     }
 
     #[test]

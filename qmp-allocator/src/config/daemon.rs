@@ -24,6 +24,8 @@ pub struct Config {
     pub vms_dir: PathBuf,
     /// What cannot be observed, kept over a restart. `state_file = "/var/lib/flexvf/state.json"`.
     pub state_file: PathBuf,
+    /// What the flight recorder keeps, and where; none: nothing. `[recorder]`.
+    pub recorder: Option<RecorderConfig>,
     /// Where `flexvf status` and its like connect. `control_socket = "/run/flexvf/control.sock"`.
     pub control_socket: PathBuf,
     /// Switches under way at one time. `max_concurrent_switches = 4`.
@@ -55,6 +57,15 @@ pub struct Deadlines {
     pub agent: Duration,
     /// One QMP command other than `device_add`. `qmp_s = 5`.
     pub qmp: Duration,
+}
+
+/// Where the flight recorder writes, and how much.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecorderConfig {
+    /// Nobody else's files are touched in it. `folder = "/var/lib/flexvf/state.recording"`.
+    pub folder: PathBuf,
+    /// All files together, never more. `max_mb = 256`.
+    pub max_bytes: u64,
 }
 
 /// A set of VFs.

@@ -2,6 +2,7 @@
 
 mod policy;
 mod pool;
+mod recorder;
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,9 @@ use toml::Spanned;
 
 use super::text::Text;
 use super::vf::Requirable;
-use super::{Config, ConfigError, Deadlines, MacOrder, Pool, Strategy, Tuning, VfioKind};
+use super::{
+    Config, ConfigError, Deadlines, MacOrder, Pool, RecorderConfig, Strategy, Tuning, VfioKind,
+};
 use crate::logic::settings::VfLink;
 
 type Seconds = Option<Spanned<f64>>;
@@ -29,6 +32,8 @@ struct Raw {
     max_concurrent_switches: Option<Spanned<usize>>,
     #[serde(default)]
     policy: policy::RawPolicy,
+    #[serde(default)]
+    recorder: recorder::RawRecorder,
     #[serde(default)]
     deadlines: RawDeadlines,
     #[serde(default)]
@@ -105,13 +110,15 @@ pub(super) fn load(path: &Path) -> Result<Config, ConfigError> {
         Some(path) => text.path(path),
         None => Ok(default(other)),
     };
+    let state_file = of(raw.state_file.as_ref(), "/var/lib/flexvf/state.json")?;
     Ok(Config {
         strategy: raw.strategy.unwrap_or(Strategy::Fair),
         tuning: policy::tuning(&text, &raw.policy, interval)?,
         interval,
         sample_interval,
         vms_dir: of(raw.vms_dir.as_ref(), "/run/flexvf/vms")?,
-        state_file: of(raw.state_file.as_ref(), "/var/lib/flexvf/state.json")?,
+        recorder: recorder::recorder(&text, &raw.recorder, &state_file)?,
+        state_file,
         control_socket: match &raw.control_socket {
             Some(path) => text.socket(path)?,
             None => default("/run/flexvf/control.sock"),

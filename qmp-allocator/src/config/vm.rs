@@ -11,6 +11,7 @@ use super::text::Text;
 use super::vf::{RawVf, Requirable};
 use super::{ConfigError, VfOptions};
 pub use crate::logic::policy::Pin;
+use crate::logic::policy::Words;
 use crate::logic::settings::VfLink;
 
 /// A VM as its file registers it.
@@ -34,14 +35,14 @@ pub struct VmConfig {
     pub ports: Vec<String>,
     /// `pool = "default"`: which pool its VFs come from.
     pub pool: String,
-    /// `weight = 1`: share of VF time or rate against other VMs, 1 to 1000.
-    pub weight: u32,
-    /// `priority = 0`: higher ones go before lower ones, 0 to 100.
-    pub priority: u8,
-    /// `min_percent = 0`: a VF in at least so many of the rounds in which it wants one, 0 to 100.
-    pub min_percent: u8,
-    /// `pin = "vf"` or `"pv"`: always on one path.
-    pub pin: Option<Pin>,
+    /// `weight = 1`: share of VF time or rate against other VMs, 1 to 1000; `priority = 0`: higher ones go
+    /// before lower ones, 0 to 100; `min_percent = 0`: a VF in at least so many of the rounds in which it
+    /// wants one, 0 to 100; `pin = "vf"` or `"pv"`: always on one path.
+    pub words: Words,
+    /// `failover = "pv"`: QEMU's id of the PV NIC, a virtio-net device with `failover=on`. The guest's own
+    /// net_failover takes the VF then, which has the PV NIC's address; there is no bond, and no agent is
+    /// needed.
+    pub failover: Option<String>,
     /// `numa_node = 1`: the node that it runs on, whose VFs suit it best. Without it, the one that
     /// QEMU's memory is bound to.
     pub numa_node: Option<u32>,
@@ -63,6 +64,7 @@ struct Raw {
     priority: Option<Spanned<u8>>,
     min_percent: Option<Spanned<u8>>,
     pin: Option<Pin>,
+    failover: Option<Spanned<String>>,
     numa_node: Option<u32>,
     vlan: Option<Spanned<u16>>,
     qos: Option<Spanned<u8>>,
@@ -116,10 +118,13 @@ impl VmConfig {
             pv_interface: pv_interface.transpose()?,
             ports: ports(&text, &raw.ports)?,
             pool: raw.pool.unwrap_or_else(|| "default".into()),
-            weight: weight(&text, raw.weight.as_ref())?,
-            priority: to_hundred(&text, raw.priority.as_ref(), "priority")?,
-            min_percent: to_hundred(&text, raw.min_percent.as_ref(), "min_percent")?,
-            pin: raw.pin,
+            words: Words {
+                pin: raw.pin,
+                weight: weight(&text, raw.weight.as_ref())?,
+                priority: to_hundred(&text, raw.priority.as_ref(), "priority")?,
+                min_percent: to_hundred(&text, raw.min_percent.as_ref(), "min_percent")?,
+            },
+            failover: raw.failover.as_ref().map(|id| failover(&text, id)).transpose()?,
             numa_node: raw.numa_node,
         })
     }
@@ -146,6 +151,14 @@ fn ports(text: &Text, ports: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<Strin
     }
     // In the order of the file: the first empty one is taken.
     Ok(ports.get_ref().iter().map(|p| p.get_ref().clone()).collect())
+}
+
+fn failover(text: &Text, id: &Spanned<String>) -> Result<String, ConfigError> {
+    if is_qemu_id(id.get_ref()) {
+        return Ok(id.get_ref().clone());
+    }
+    let what = format!("{:?} is no id of QEMU's", id.get_ref());
+    Err(text.refuse(id, what, "give the id of the virtio-net device that has failover=on"))
 }
 
 fn weight(text: &Text, weight: Option<&Spanned<u32>>) -> Result<u32, ConfigError> {
@@ -203,10 +216,10 @@ mod tests {
     fn three_keys_register_a_vm() {
         let vm = load("web-1.toml", GOOD).unwrap();
         assert_eq!(vm.name.as_str(), "web-1");
-        assert_eq!((vm.pool.as_str(), vm.weight, vm.pin), ("default", 1, None));
+        assert_eq!((vm.pool.as_str(), vm.words.weight, vm.words.pin), ("default", 1, None));
         assert_eq!(vm.ports, ["rp1"]);
         let vm = load("web-1.toml", &format!("{GOOD}priority = 5\nmin_percent = 20\n")).unwrap();
-        assert_eq!((vm.priority, vm.min_percent), (5, 20));
+        assert_eq!((vm.words.priority, vm.words.min_percent), (5, 20));
     }
 
     #[test]
@@ -229,6 +242,14 @@ mod tests {
         ] {
             assert_eq!(load("web.toml", &format!("{GOOD}{key}\n")).unwrap_err(), error);
         }
+    }
+
+    #[test]
+    fn a_failover_device_is_named_by_its_id() {
+        let vm = load("web.toml", &format!("{GOOD}failover = \"pv\"\n")).unwrap();
+        assert_eq!(vm.failover.as_deref(), Some("pv"));
+        let error = load("web.toml", &format!("{GOOD}failover = \"a b\"\n")).unwrap_err();
+        assert!(error.starts_with("web.toml:4: \"a b\" is no id"), "{error}");
     }
 
     #[test]

@@ -9,9 +9,11 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Query;
+use crate::logic::explain::Asked;
 use crate::logic::vf::VfId;
 
 /// A request is a name and few arguments.
@@ -109,6 +111,14 @@ impl Session {
                 "expecting capabilities negotiation with 'qmp_capabilities'",
             ),
             "query-status" => self.status(id).await,
+            "query-plan" => self.asked(id, |asked| Ok(json!(asked.plan()))).await,
+            "explain" => {
+                let vm = request.arguments.get("vm").and_then(Value::as_str).map(str::to_owned);
+                let Some(vm) = vm else {
+                    return error(id, "GenericError", "parameter 'vm' is missing: a VM's name");
+                };
+                self.asked(id, move |asked| asked.explain(&vm).map(|told| json!(told))).await
+            }
             "clear-quarantine" => self.clear(id, &request.arguments).await,
             "query-version" => answer(id, json!({"flexvf": VERSION})),
             "query-commands" => {
@@ -119,6 +129,8 @@ impl Session {
                         [
                             "qmp_capabilities",
                             "query-status",
+                            "query-plan",
+                            "explain",
                             "clear-quarantine",
                             "query-version",
                             "query-commands"
@@ -141,6 +153,26 @@ impl Session {
         match status.await.map(|status| serde_json::to_value(&status)) {
             Ok(Ok(status)) => answer(id, status),
             _ => error(id, "GenericError", "the daemon is ending"),
+        }
+    }
+
+    /// Ranking again and again takes a while: neither the daemon nor other clients wait for it.
+    async fn asked(
+        &self,
+        id: Option<Value>,
+        tell: impl FnOnce(&Asked) -> Result<Value, String> + Send + 'static,
+    ) -> Value {
+        let (reply, asked) = oneshot::channel();
+        if self.to_daemon.send(Query::Ask(reply)).await.is_err() {
+            return error(id, "GenericError", "the daemon is ending");
+        }
+        let Ok(asked) = asked.await else {
+            return error(id, "GenericError", "the daemon is ending");
+        };
+        match spawn_blocking(move || tell(&asked)).await {
+            Ok(Ok(told)) => answer(id, told),
+            Ok(Err(reason)) => error(id, "GenericError", &reason),
+            Err(_) => error(id, "GenericError", "no answer was found"),
         }
     }
 

@@ -17,6 +17,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use self::health::Health;
+use super::Mode;
 use super::state::boot_id;
 use crate::config::{Config, EmulatedPool, Pool, PoolKind, SriovPool, VfRange, VfioKind, VmConfig};
 use crate::io::found::Found;
@@ -34,10 +35,12 @@ pub(super) struct Host {
     netlink: Netlink,
     prepare_deadline: Duration,
     mac_seed: u64,
+    has_several_nodes: bool,
     found: Arc<Found>,
     health: Health,
     /// By pool.
     counted: Mutex<BTreeMap<String, Counted>>,
+    mode: Mode,
 }
 
 /// Where a VF is.
@@ -98,17 +101,25 @@ pub(super) enum HostError {
 }
 
 impl Host {
-    pub(super) fn new(config: &Config) -> Result<Self, HostError> {
+    pub(super) fn new(config: &Config, mode: Mode) -> Result<Self, HostError> {
+        let sysfs = Sysfs::host();
         Ok(Self {
             pools: config.pools.clone(),
-            sysfs: Sysfs::host(),
+            has_several_nodes: sysfs.has_several_nodes(),
+            sysfs,
             netlink: Netlink::new(config.deadlines.prepare)?,
             prepare_deadline: config.deadlines.prepare,
             mac_seed: host_seed(),
             found: Arc::new(Found::new(config.state_file.with_extension("vfs"), boot_id())),
             health: Health::default(),
             counted: Mutex::default(),
+            mode,
         })
+    }
+
+    /// Everything stays as it is: whatever would change something does nothing.
+    pub(super) fn is_dry_run(&self) -> bool {
+        self.mode == Mode::DryRun
     }
 
     /// The VFs of a pool that may be given away as it is now, and what is wrong with it.
@@ -126,8 +137,16 @@ impl Host {
         }
     }
 
+    /// Of memory and devices; where there is one, nobody need be asked for it.
+    pub(super) const fn has_several_nodes(&self) -> bool {
+        self.has_several_nodes
+    }
+
     /// NUMA nodes of VFs, where the host has several.
     pub(super) fn nodes(&self, vfs: &[VfId]) -> BTreeMap<VfId, u32> {
+        if !self.has_several_nodes {
+            return BTreeMap::new();
+        }
         let node = |vf: &VfId| self.sysfs.function(vf.as_str().parse().ok()?).ok()?.numa_node;
         vfs.iter().filter_map(|vf| Some((vf.clone(), node(vf)?))).collect()
     }
@@ -142,7 +161,7 @@ impl Host {
             PoolKind::Emulated(EmulatedPool { model, .. }) => Ok(Backend::Nic {
                 model: model.clone(),
                 tap: vf.to_string(),
-                mac: self.own_mac(vf),
+                mac: self.vf_mac(vm, vf),
             }),
         }
     }
@@ -170,6 +189,25 @@ impl Host {
     /// The MAC address that a VF has for itself, which tells it apart in the guest.
     pub(super) fn own_mac(&self, vf: &VfId) -> MacAddr {
         vf.own_mac(self.mac_seed)
+    }
+
+    /// The MAC address that a VF begins with in a VM: net_failover takes its VF by the PV NIC's.
+    pub(super) fn vf_mac(&self, vm: &VmConfig, vf: &VfId) -> MacAddr {
+        if vm.failover.is_some() { vm.mac } else { self.own_mac(vf) }
+    }
+
+    /// Packets that a guest has sent over its VF, as the host itself has counted them.
+    pub(super) async fn sent_by_guest(&self, vm: &VmConfig, vf: &VfId) -> Option<u64> {
+        match &self.pool(vm).ok()?.kind {
+            PoolKind::Sriov(sriov) => {
+                let counters = self.count_sriov(&vm.pool, sriov, address(vm, vf).ok()?).await?;
+                Some(counters.tx_packets)
+            }
+            // What a guest sends is received by its TAP.
+            PoolKind::Emulated(_) => {
+                Some(self.netlink.counters(vf.as_str()).await.ok()?.rx_packets)
+            }
+        }
     }
 
     /// What the host itself has counted on a VF, if it can: the PF's counters, or the TAP's.

@@ -5,6 +5,7 @@
 //! sees. Whatever happens, an action is always answered.
 
 mod act;
+mod failover;
 mod grid;
 mod guest;
 mod look;
@@ -17,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tracing::{debug, info, warn};
 
+use self::failover::Primary;
 pub(super) use self::grid::Grid;
 use self::guest::Guest;
 use super::host::Host;
@@ -62,7 +64,11 @@ pub(super) struct VmTask {
     /// Counts holds, so that a VF's counter is never compared over two of them.
     tenure: u64,
     holds: Option<VfId>,
+    /// Of a guest with net_failover: its VF on the way there.
+    primary: Primary,
     qemu: Option<Process>,
+    /// When the host last pointed the guest's frames to PV, with no switch since.
+    pointed: Option<Instant>,
     /// What forbids a VF, as last told to the engine.
     obstacle: Option<String>,
     /// Its NUMA node, as last told to the engine.
@@ -98,7 +104,9 @@ impl VmTask {
             page: StatsPage::default(),
             tenure: 0,
             holds: None,
+            primary: Primary::default(),
             qemu: None,
+            pointed: None,
             obstacle: None,
             node: None,
             look_due: true,
@@ -168,6 +176,7 @@ impl VmTask {
     /// Serves one connection; false when the task is to end.
     async fn serve(&mut self, mut link: Link) -> bool {
         self.guest.disconnect();
+        self.pointed = None;
         self.clear_remains(&link.vmm).await;
         // What there is to begin with, and the base line of what follows.
         self.observe(&link.vmm).await;
@@ -254,6 +263,7 @@ impl VmTask {
     async fn obey(&mut self, vmm: Option<&QmpVmm>, order: Order) {
         match (order, vmm) {
             (Order::Act { vf, port, action }, vmm) => {
+                self.pointed = None;
                 let report = self.act(vmm, &vf, port, action).await;
                 debug!(%vf, ?action, ?report, "action ended");
                 self.send(Event::Done { vm: self.name.clone(), report }).await;
@@ -262,6 +272,7 @@ impl VmTask {
             (Order::Observe, None) => {}
             (Order::Reconfigure(config), vmm) => {
                 self.config = config;
+                self.pointed = None;
                 self.page = StatsPage::default();
                 if let Some(vmm) = vmm {
                     self.observe(vmm).await;

@@ -116,7 +116,8 @@ impl Agent {
         Ok(Self::over(stream))
     }
 
-    fn over(stream: UnixStream) -> Self {
+    /// The same over a connection that somebody else has made.
+    pub fn over(stream: UnixStream) -> Self {
         Self { wire: Wire::new(stream) }
     }
 

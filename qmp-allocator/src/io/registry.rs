@@ -32,6 +32,9 @@ pub struct Scan {
 pub struct Registry {
     dir: PathBuf,
     read: BTreeMap<PathBuf, Entry>,
+    /// Whether `read` has changed since it was sorted out.
+    fresh: bool,
+    dir_problems: Vec<(PathBuf, String)>,
     scan: Scan,
     /// The folder as it was, and when, at the last look at all files.
     looked: Option<(Stamp, Instant)>,
@@ -58,7 +61,14 @@ struct Stamp {
 impl Registry {
     /// For a folder, which need not exist yet.
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir, read: BTreeMap::new(), scan: Scan::default(), looked: None }
+        Self {
+            dir,
+            read: BTreeMap::new(),
+            fresh: false,
+            dir_problems: Vec::new(),
+            scan: Scan::default(),
+            looked: None,
+        }
     }
 
     /// Looks at every file, if the folder has changed or it is time again, and reads those that
@@ -79,7 +89,9 @@ impl Registry {
                     problems.push((self.dir.clone(), line));
                 }
                 let paths: Vec<_> = paths.into_iter().take(MAX_FILES).collect();
+                let known = self.read.len();
                 self.read.retain(|path, _| paths.binary_search(path).is_ok());
+                self.fresh |= self.read.len() != known;
                 for path in paths {
                     self.look_at(path);
                 }
@@ -90,9 +102,15 @@ impl Registry {
                 problems.push((self.dir.clone(), line));
                 if cause.kind() == io::ErrorKind::NotFound {
                     self.read.clear();
+                    self.fresh = true;
                 }
             }
         }
+        if !std::mem::take(&mut self.fresh) && problems == self.dir_problems {
+            self.scan.changed = false;
+            return &self.scan;
+        }
+        self.dir_problems.clone_from(&problems);
         let scan = self.sorted(problems);
         self.scan = Scan {
             changed: scan.vms != self.scan.vms || scan.problems != self.scan.problems,
@@ -118,7 +136,7 @@ impl Registry {
         let stamp = match fs::metadata(&path) {
             Ok(metadata) => Stamp::of(&metadata),
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
-                self.read.remove(&path);
+                self.fresh |= self.read.remove(&path).is_some();
                 return;
             }
             // Reading it tells why.
@@ -139,6 +157,7 @@ impl Registry {
         };
         let entry = Entry { stamp, good, problem };
         self.read.insert(path, entry);
+        self.fresh = true;
     }
 
     /// Of two that want the same thing, the one that had it keeps it; else the first by name.
@@ -250,7 +269,7 @@ mod tests {
         let again = Arc::clone(registry.scan().vms.values().next().unwrap());
         assert!(Arc::ptr_eq(&first, &again));
         fs::write(&path, vm(1) + "weight = 7\n").unwrap();
-        assert_eq!(registry.scan().vms.values().next().unwrap().weight, 7);
+        assert_eq!(registry.scan().vms.values().next().unwrap().words.weight, 7);
     }
 
     #[test]
@@ -266,7 +285,7 @@ mod tests {
         let (stamp, looked) = registry.looked.unwrap();
         registry.looked = Some((stamp, looked.checked_sub(LOOK_PERIOD).unwrap()));
         assert!(registry.scan().changed);
-        assert_eq!(registry.scan.vms.values().next().unwrap().weight, 7);
+        assert_eq!(registry.scan.vms.values().next().unwrap().words.weight, 7);
         assert!(!registry.scan().changed);
         fs::write(dir.path().join("b.toml"), vm(2)).unwrap();
         assert_eq!(names(registry.scan()), ["a", "b"]);

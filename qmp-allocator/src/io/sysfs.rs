@@ -256,6 +256,13 @@ impl Sysfs {
         masters
     }
 
+    /// Whether the host has several NUMA nodes.
+    pub fn has_several_nodes(&self) -> bool {
+        // A range or a list, such as `0-1`; absent where the kernel knows no nodes.
+        let online = fs::read_to_string(self.root.join("devices/system/node/online"));
+        online.is_ok_and(|nodes| nodes.trim().parse::<u32>().is_err())
+    }
+
     /// A function's present state.
     ///
     /// # Errors

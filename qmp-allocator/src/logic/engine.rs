@@ -8,6 +8,7 @@
 //! Left out on purpose: how an action is carried out, how long a single one may take (its report
 //! always comes), and everything that is read from files.
 
+mod ask;
 mod decide;
 mod event;
 mod index;
@@ -20,11 +21,12 @@ use std::time::Duration;
 
 use flexvf_protocol::VmName;
 
-use super::policy::{Memory, Pin};
+use super::policy::{Memory, Words};
 use super::rate::RateMeter;
 use super::reconcile::{Desired, PoolView, Step, near, reconcile};
 use super::switch::{Action, Direction, Input, Outcome, Phase, Record, Report, Tenure};
 use super::vf::VfId;
+use ask::Considered;
 pub use event::{Command, Event, Settings, SwitchEnd};
 use index::{Index, Seats};
 pub use saved::{Saved, SavedPool};
@@ -60,6 +62,8 @@ pub(super) struct Pool {
     /// NUMA nodes of VFs, where the host has several.
     nodes: BTreeMap<VfId, u32>,
     memory: Memory,
+    /// What the last decision went by, for whoever asks.
+    considered: Option<Considered>,
     /// By an earlier daemon's ranking, until this one has decided.
     places_before: BTreeMap<VmName, usize>,
     seats: Seats,
@@ -92,7 +96,7 @@ impl Engine {
     /// Takes an event and answers what to do.
     pub fn on(&mut self, now: Duration, event: Event) -> Vec<Command> {
         let mut out = Vec::new();
-        let touched = event.vm().cloned();
+        let touched = event.touched().cloned();
         self.take_in(now, event, &mut out);
         if let Some(vm) = touched {
             self.settle(now, &vm, &mut out);
@@ -359,4 +363,4 @@ impl Engine {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -2,7 +2,7 @@
 //!
 //! A policy sees candidates and answers an order; how many VFs there are, who is ready to take one
 //! and what has to move is not its business but [`super::reconcile`]'s. Adding a policy is one file
-//! here with a [`Policy`] in it, and a line in [`Strategy`].
+//! here with a `Policy` in it, and a line in [`Strategy`].
 //!
 //! What a policy remembers is a [`Standing`] for each VM: counts of rounds, so that neither a restart nor a
 //! clock changes what they mean.
@@ -16,6 +16,7 @@ mod memory;
 mod reason;
 mod steady;
 mod weighted;
+mod words;
 
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use classes::Table;
 pub use memory::{Memory, Standing};
 pub use reason::{Ranked, Reason};
+pub use words::{Pin, Words};
 
 /// The policies by their names in the configuration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +70,8 @@ impl Strategy {
 }
 
 /// What goes beyond the paper; by default nothing does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Tuning {
     /// By how much a VM must be busier than one that has a VF to take it, percent of the other's rate.
     pub margin_percent: u32,
@@ -116,16 +119,6 @@ pub struct Rules {
     pub interval: Duration,
 }
 
-/// An operator's word on a VM, which goes before any policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Pin {
-    /// Before all others.
-    Vf,
-    /// Never a VF.
-    Pv,
-}
-
 /// A VM that a policy may rank.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
@@ -135,14 +128,8 @@ pub struct Candidate {
     pub rate_pps: Option<f64>,
     /// Has a VF now.
     pub holds_vf: bool,
-    /// The operator's word.
-    pub pin: Option<Pin>,
-    /// Its share against the others'.
-    pub weight: u32,
-    /// Higher ones go before lower ones.
-    pub priority: u8,
-    /// A VF in at least so many of the rounds in which it wants one, percent; 0 for no guarantee.
-    pub min_percent: u8,
+    /// What the operator says of it.
+    pub words: Words,
     /// How long its last switch of the kind that would come next was: back to PV if it has a VF.
     /// `None` if there was none.
     pub switch_took: Option<Duration>,
@@ -185,7 +172,7 @@ pub fn rank(
     vfs: usize,
     memory: &mut Memory,
 ) -> Vec<Ranked> {
-    let by_pin = |pin| candidates.iter().filter(move |candidate| candidate.pin == pin);
+    let by_pin = |pin| candidates.iter().filter(move |candidate| candidate.words.pin == pin);
     let mut ranking: Vec<Ranked> = by_pin(Some(Pin::Vf))
         .map(|candidate| Ranked { vm: candidate.vm.clone(), reason: Reason::PinnedToVf })
         .collect();
@@ -194,7 +181,7 @@ pub fn rank(
     open.sort_by(|a, b| a.vm.cmp(&b.vm));
     let left = vfs.saturating_sub(pinned);
     let policy = rules.strategy.policy(&rules.tuning);
-    let has_guarantees = open.iter().any(|candidate| candidate.min_percent > 0);
+    let has_guarantees = open.iter().any(|candidate| candidate.words.min_percent > 0);
     let remembers = policy.remembers() || has_guarantees;
     let mut standings = if remembers { memory.recall(&open) } else { Vec::new() };
     if open.len() <= left {
@@ -205,7 +192,7 @@ pub fn rank(
         let due = guarantee::due(&open, &mut standings, left, wants);
         ranking.extend(due.iter().filter_map(|index| open.get(*index)).map(|candidate| Ranked {
             vm: candidate.vm.clone(),
-            reason: Reason::Guaranteed { percent: candidate.min_percent },
+            reason: Reason::Guaranteed { percent: candidate.words.min_percent },
         }));
         let table = Table { open: &open, standings: &mut standings, due: &due };
         let last_served = &mut memory.last_served;
@@ -216,7 +203,7 @@ pub fn rank(
         let mut served: Vec<&VmName> = served.collect();
         served.sort_unstable();
         for (candidate, standing) in open.iter().zip(&mut standings) {
-            if candidate.min_percent > 0 && served.binary_search(&&candidate.vm).is_ok() {
+            if candidate.words.min_percent > 0 && served.binary_search(&&candidate.vm).is_ok() {
                 guarantee::charge(standing);
             }
         }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use flexvf_protocol::VmName;
 
+use super::policy::Words;
 use super::rate::{Count, RateMeter, Sample, Trust};
 
 /// Something that says how busy VMs are.
@@ -41,22 +42,35 @@ pub struct Times {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Demand {
     /// The VMs.
-    pub names: Vec<VmName>,
+    pub vms: Vec<Guest>,
     /// Interval by interval.
     pub intervals: Vec<Interval>,
 }
 
-/// What the VMs sent in one interval, in the order of their names, packets per second.
+/// One of its VMs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest {
+    /// Its name.
+    pub name: VmName,
+    /// What the operator says of it.
+    pub words: Words,
+}
+
+/// What the VMs sent in one interval, in their order, packets per second.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Interval {
     /// On average.
     pub sent_pps: Vec<f64>,
-    /// As a decision at its end sees it.
-    pub seen_pps: Vec<f64>,
+    /// As a decision at its end sees it; none of a VM that was not there, or could not have a VF.
+    pub seen_pps: Vec<Option<f64>>,
+    /// VFs that the decision at its end can give.
+    pub vfs: usize,
+    /// Whom a daemon chose at its end, where that is known.
+    pub chosen: Option<Vec<usize>>,
 }
 
-/// Lets a source run, and measures it.
-pub fn measure(source: &mut dyn Source, times: &Times) -> Demand {
+/// Lets a source run on a host with so many VFs, and measures it. The VMs have these weights, in turn.
+pub fn measure(source: &mut dyn Source, times: &Times, vfs: usize, weights: &[u32]) -> Demand {
     let names = source.names();
     let time_constant = Duration::from_secs(times.time_constant_s);
     let meter = || RateMeter::new(LINK_MBPS).with_time_constant(time_constant);
@@ -64,7 +78,12 @@ pub fn measure(source: &mut dyn Source, times: &Times) -> Demand {
     let mut pps = vec![0.0; names.len()];
     let sample_s = times.sample_s.max(1);
     let samples = times.interval_s.max(1).div_ceil(sample_s);
-    let mut demand = Demand { names, intervals: Vec::new() };
+    let weights = weights.iter().copied().chain([1]).take(weights.len().max(1)).cycle();
+    let vms = names.into_iter().zip(weights);
+    let vms = vms
+        .map(|(name, weight)| Guest { name, words: Words { weight, ..Words::default() } })
+        .collect();
+    let mut demand = Demand { vms, intervals: Vec::new() };
     let mut second = 0;
     sample(&mut meters, second);
     while second + samples * sample_s <= times.total_s {
@@ -79,8 +98,8 @@ pub fn measure(source: &mut dyn Source, times: &Times) -> Demand {
             sample(&mut meters, second);
         }
         let seen = meters.iter_mut().map(|(meter, _)| meter.end_interval());
-        let seen_pps = seen.map(|rate| rate.map_or(0.0, |rate| rate.pps)).collect();
-        demand.intervals.push(Interval { sent_pps, seen_pps });
+        let seen_pps = seen.map(|rate| rate.map(|rate| rate.pps)).collect();
+        demand.intervals.push(Interval { sent_pps, seen_pps, vfs, chosen: None });
     }
     demand
 }
@@ -115,18 +134,18 @@ mod tests {
     #[test]
     fn an_interval_is_measured_as_its_mean_and_a_part_of_one_is_left_out() {
         let times = Times { total_s: 25, interval_s: 10, sample_s: 1, time_constant_s: 0 };
-        let demand = measure(&mut Ramp, &times);
-        let seen: Vec<f64> = demand.intervals.iter().map(|it| it.seen_pps[0]).collect();
+        let demand = measure(&mut Ramp, &times, 1, &[1]);
+        let seen: Vec<f64> = demand.intervals.iter().map(|it| it.seen_pps[0].unwrap()).collect();
         assert_eq!(seen, [4.5, 14.5]);
         for interval in &demand.intervals {
-            assert!((interval.sent_pps[0] - interval.seen_pps[0]).abs() < 1e-9);
+            assert!((interval.sent_pps[0] - interval.seen_pps[0].unwrap()).abs() < 1e-9);
         }
     }
 
     #[test]
     fn with_a_time_constant_a_decision_sees_an_average_that_lags() {
         let times = Times { total_s: 20, interval_s: 10, sample_s: 1, time_constant_s: 30 };
-        let last = measure(&mut Ramp, &times).intervals.pop().unwrap();
-        assert!(last.seen_pps[0] < last.sent_pps[0] - 5.0, "{last:?}");
+        let last = measure(&mut Ramp, &times, 1, &[1]).intervals.pop().unwrap();
+        assert!(last.seen_pps[0].unwrap() < last.sent_pps[0] - 5.0, "{last:?}");
     }
 }

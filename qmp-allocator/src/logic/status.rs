@@ -1,5 +1,6 @@
 //! What `flexvf status` shows: the engine's view of everything, in the words of its users.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use flexvf_protocol::VmName;
@@ -25,6 +26,12 @@ pub struct Status {
     pub pools: Vec<PoolStatus>,
     /// By name.
     pub vms: Vec<VmStatus>,
+    /// Nothing is done, only decided and told. Filled in by the daemon.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+    /// How the flight recorder is, if there is one. Filled in by the daemon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recorder: Option<RecorderStatus>,
     /// The last switches, oldest first.
     pub switches: Vec<SwitchEnd>,
     /// Registration files that could not be used: path and reason. Filled in by the daemon.
@@ -38,6 +45,21 @@ pub struct Problem {
     pub subject: String,
     /// What is wrong, and what to do.
     pub text: String,
+}
+
+/// How the flight recorder is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct RecorderStatus {
+    /// The file that is being written.
+    pub file: Option<PathBuf>,
+    /// Of all files together.
+    pub bytes: u64,
+    /// Entries written since the daemon began.
+    pub entries: u64,
+    /// Entries that could not be written, or for which the disk was too slow.
+    pub lost: u64,
+    /// Why the last ones were not written, until some are again.
+    pub problem: Option<String>,
 }
 
 /// A pool.
@@ -106,7 +128,7 @@ pub struct VmStatus {
     pub vf_pps: Option<f64>,
     /// Who counted.
     pub trust: Trust,
-    /// `flexvf`, `stock` or `none`.
+    /// `flexvf`, `stock` or `none`; `net-failover` where none is needed.
     pub agent: &'static str,
     /// Rounds that it ended on a VF.
     pub turns: u64,
@@ -151,6 +173,8 @@ impl Engine {
             next_round_in_s: self.next_round_in(now).as_secs_f64(),
             pools: self.pools.keys().map(|name| self.pool_status(now, name)).collect(),
             vms: self.vms.keys().filter_map(|name| self.vm_status(now, name)).collect(),
+            dry_run: false,
+            recorder: None,
             switches: self.ends.iter().cloned().collect(),
             problems: Vec::new(),
         }

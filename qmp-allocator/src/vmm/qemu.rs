@@ -138,6 +138,8 @@ impl QmpVmm {
         properties: [(String, Value); N],
     ) -> Result<(), VmmError> {
         let (id, port) = (plug.device_id.clone(), plug.port.clone());
+        let failover = plug.failover.as_ref().map(|pv| ("failover_pair_id".to_owned(), json!(pv)));
+        let properties = properties.into_iter().chain(failover);
         let command = device_add::new(driver, id, port, properties);
         self.qmp.execute(command, self.plug_deadline).await?;
         Ok(())

@@ -27,6 +27,8 @@ pub struct Settings {
     pub switches: usize,
     /// Pause for frames in flight, seconds.
     pub drain_s: f64,
+    /// Until a VF that its guest keeps is quarantined, seconds.
+    pub unplug_s: f64,
     /// TAPs that stand for VFs.
     pub taps: Vec<String>,
 }
@@ -48,8 +50,30 @@ pub struct Status {
     pub next_round_in_s: f64,
     /// All VMs.
     pub vms: Vec<VmStatus>,
+    /// All pools.
+    pub pools: Vec<PoolStatus>,
     /// The last switches, oldest first.
     pub switches: Vec<Switch>,
+}
+
+/// A pool.
+#[derive(Debug, Deserialize)]
+pub struct PoolStatus {
+    /// Its VFs.
+    pub vfs: Vec<VfStatus>,
+}
+
+/// A VF.
+#[derive(Debug, Deserialize)]
+pub struct VfStatus {
+    /// Its name.
+    pub vf: String,
+    /// `free`, `held`, `moving`, `quarantined` or `resting`.
+    pub state: String,
+    /// Who has it.
+    pub vm: Option<String>,
+    /// Why it is not usable.
+    pub reason: Option<String>,
 }
 
 /// A VM.
@@ -63,6 +87,10 @@ pub struct VmStatus {
     pub agent: String,
     /// The last two samples' rate.
     pub rate_pps: Option<f64>,
+    /// `host` or `guest`.
+    pub trust: String,
+    /// Its place, or why it cannot have a VF.
+    pub reason: String,
 }
 
 /// A switch that has ended.
@@ -83,20 +111,32 @@ pub struct Switch {
 impl Daemon {
     /// Starts it; no VM is registered yet.
     pub fn start(folder: &Path, log: &Path, settings: &Settings) -> Result<Self> {
+        Self::start_with(folder, log, settings, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn start_with(
+        folder: &Path,
+        log: &Path,
+        settings: &Settings,
+        arguments: &[&str],
+    ) -> Result<Self> {
         let vms_dir = folder.join("vms");
         fs::create_dir_all(&vms_dir).with_context(|| format!("make {}", vms_dir.display()))?;
         let (config, control) = (folder.join("flexvf.toml"), folder.join("control.sock"));
-        let Settings { strategy, interval_s, sample_s, switches, drain_s, taps } = settings;
+        let Settings { strategy, interval_s, sample_s, switches, drain_s, unplug_s, taps } =
+            settings;
         let state_file = folder.join("state.json");
         let text = format!(
             "strategy = {strategy:?}\ninterval_s = {interval_s:?}\nsample_interval_s = {sample_s:?}\n\
              max_concurrent_switches = {switches}\nvms_dir = {vms_dir:?}\nstate_file = {state_file:?}\n\
-             control_socket = {control:?}\n\n[deadlines]\ndrain_s = {drain_s:?}\n\n\
+             control_socket = {control:?}\n\n[deadlines]\ndrain_s = {drain_s:?}\nunplug_s = {unplug_s:?}\n\n\
              [[pool]]\nkind = \"emulated\"\nmodel = \"e1000e\"\ntaps = {taps:?}\n"
         );
         fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
         let mut command = Command::new("flexvf");
-        let child = Child::start("flexvf", command.arg("run").arg("-c").arg(&config), log)?;
+        let child =
+            Child::start("flexvf", command.arg("run").args(arguments).arg("-c").arg(&config), log)?;
         let mut daemon = Self { child, vms_dir, control };
         daemon.until(PATIENCE, "flexvf answers", |_| true)?;
         Ok(daemon)

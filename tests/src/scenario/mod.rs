@@ -3,12 +3,16 @@
 //! `flexvf-scenario` runs on the testbed's host. [`stage`] holds what every scenario has running;
 //! [`follow`] is the demo, [`crash`] kills the daemon and a QEMU at any time, [`matrix`] at each moment of
 //! a switch, [`bad_input`] makes every mistake that an operator can; [`hostile`] has made-up VMs that misbehave;
-//! [`settings`] looks at what becomes of a VF, [`pv`] has no daemon and is about the PV path alone. What a
-//! scenario sees goes to stdout as it happens, to `details.json` in the
-//! testbed's folder, and in the promised form to the file of `--json`.
+//! [`explain`] looks at what operators are told, at a recording and at a dry run; [`debian`] is about a
+//! guest as people have them, [`switches`] counts what planned switches cost a guest, and an unplanned
+//! one; [`settings`] looks at what becomes of a VF, [`pv`] has no daemon and is about the PV path alone.
+//! What a scenario sees goes to stdout as it happens, to `details.json` in the testbed's folder, and in
+//! the promised form to the file of `--json`.
 
 pub mod bad_input;
 pub mod crash;
+pub mod debian;
+pub mod explain;
 pub mod follow;
 pub mod hostile;
 pub mod io;
@@ -17,6 +21,7 @@ pub mod matrix;
 pub mod pv;
 pub mod settings;
 pub mod stage;
+pub mod switches;
 
 use std::path::PathBuf;
 
@@ -45,7 +50,8 @@ pub struct Options {
     /// Seconds between two of the daemon's decisions
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(2..))]
     pub interval: u64,
-    /// Moves of the load (activity), circles of turns (fair), kills of the daemon (crash)
+    /// Moves of the load (activity), circles of turns (fair), kills of the daemon (crash), switches each
+    /// way (switches)
     #[arg(long, default_value_t = 3)]
     pub rounds: usize,
     /// Probes a second to and from each guest, each way
@@ -67,6 +73,18 @@ pub struct Options {
     /// Connections to cut (pv)
     #[arg(long, default_value_t = 1000)]
     pub reconnects: u64,
+    /// What guests boot instead of the testbed's own image (debian)
+    #[arg(long)]
+    pub guest_initrd: Option<PathBuf>,
+    /// The guest has net_failover instead of bond and agent (switches)
+    #[arg(long)]
+    pub failover: bool,
+    /// Bytes a second of the TCP transfer, each way (switches)
+    #[arg(long, default_value_t = 200_000)]
+    pub tcp_bytes_per_s: u64,
+    /// Probes that planned switches may lose, each way, more than are lost without one (switches)
+    #[arg(long, default_value_t = 0)]
+    pub max_lost: u64,
     /// Queue pairs of the guest's NIC, and processors of the guest (pv)
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub queues: u8,
@@ -102,6 +120,12 @@ pub enum Scenario {
     Settings,
     /// Made-up QEMUs and guests that send what they should not, among others that behave
     Hostile,
+    /// What operators are told of decisions, a recording replayed, and a dry run
+    Explain,
+    /// A guest that goes to its VF and back again and again, under traffic that is counted
+    Switches,
+    /// A Debian guest with systemd, the agent from its package and a stock qemu-ga beside it
+    Debian,
     /// The PV path alone: kills, reconnects, reboot, migration, counters
     Pv,
 }
@@ -143,6 +167,9 @@ pub fn run(options: &Options) -> Result<bool> {
         Scenario::BadInput => bad_input::play(options, &host),
         Scenario::Settings => settings::play(options, &host),
         Scenario::Hostile => hostile::play(options, &host),
+        Scenario::Explain => explain::play(options, &host),
+        Scenario::Debian => debian::play(options, &host),
+        Scenario::Switches => switches::play(options, &host),
         Scenario::Pv => return pv::run(options, &host),
     };
     // A run that broke off is a result too: whoever reads the file must not find an older one.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use qmp_allocator::logic::engine::{Command, Engine, Event, Saved, VmSpec};
-use qmp_allocator::logic::policy::Pin;
+use qmp_allocator::logic::policy::{Pin, Words};
 use qmp_allocator::logic::switch::Report;
 
 use super::judge::Violation;
@@ -91,7 +91,7 @@ impl World {
                 self.daemon.known.insert(vm, pin);
                 let (pool, weight) = (self.plan.pool_of(vm), 1 + vm as u32 % 3);
                 let (priority, min_percent) = self.plan.words_of(vm);
-                let spec = VmSpec { pool, pin, weight, priority, min_percent };
+                let spec = VmSpec { pool, words: Words { pin, weight, priority, min_percent } };
                 events.push((vm, Event::Registered { vm: name, spec }));
             } else {
                 self.daemon.known.remove(&vm);

@@ -1,6 +1,7 @@
 //! What came of the policies, as a table and as JSON.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write;
 
 use serde::Serialize;
 
@@ -8,23 +9,31 @@ use crate::logic::simulate::play::Outcome;
 
 /// A workload, and how the policies did on it.
 #[derive(Debug, Serialize)]
-pub(super) struct Run {
-    pub(super) workload: String,
-    pub(super) vms: usize,
-    pub(super) vfs: usize,
+pub(in crate::cli) struct Run {
+    pub(in crate::cli) workload: String,
+    pub(in crate::cli) vms: usize,
+    pub(in crate::cli) vfs: usize,
     /// Of which the outcome is; before the first there is nothing to decide by.
-    pub(super) intervals: usize,
-    pub(super) policies: Vec<Row>,
+    pub(in crate::cli) intervals: usize,
+    pub(in crate::cli) policies: Vec<Row>,
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct Row {
-    pub(super) policy: &'static str,
+pub(in crate::cli) struct Row {
+    pub(in crate::cli) policy: &'static str,
     #[serde(flatten)]
-    pub(super) outcome: Outcome,
+    pub(in crate::cli) outcome: Outcome,
 }
 
-pub(super) fn render(runs: &[Run]) -> String {
+/// As a table for people, or as JSON for programs.
+pub(in crate::cli) fn print(runs: &[Run], json: bool) -> anyhow::Result<()> {
+    let text = if json { serde_json::to_string_pretty(runs)? + "\n" } else { render(runs) };
+    // A closed pipe (`| head`) is no failure.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(())
+}
+
+fn render(runs: &[Run]) -> String {
     let mut out = String::new();
     for (index, run) in runs.iter().enumerate() {
         let Run { workload, vms, vfs, intervals, policies } = run;

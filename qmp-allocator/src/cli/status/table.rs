@@ -14,6 +14,9 @@ pub(super) fn render(status: &Value) -> String {
         number(status, "round"),
         number(status, "next_round_in_s"),
     );
+    if status["dry_run"] == true {
+        out.push_str("dry run: nothing is done to any VM or VF\n");
+    }
     out.push('\n');
     let vms = rows(status, "vms").map(|vm| {
         [

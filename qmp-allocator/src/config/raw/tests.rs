@@ -15,6 +15,8 @@ fn load_text(text: &str) -> Result<Config, String> {
 fn a_pool_alone_is_a_config_and_every_default_is_within_its_bounds() {
     let config = load_text(POOL).unwrap();
     let seconds = Duration::from_secs_f64;
+    let recorder = config.recorder.clone().unwrap();
+    assert!(recorder.folder.ends_with("state.recording") && recorder.max_bytes == 256_000_000);
     assert_eq!(config.strategy, Strategy::Fair);
     assert_eq!(config.tuning, Tuning::default());
     assert_eq!(config.interval, seconds(300.0));
@@ -56,6 +58,9 @@ fn every_key_is_taken() {
         max_wait_s = 120
         wants_pps = 100
         rate_time_constant_s = 600
+        [recorder]
+        folder = "/tmp/recording"
+        max_mb = 16
         [deadlines]
         prepare_s = 1
         plug_s = 600
@@ -106,6 +111,11 @@ fn every_key_is_taken() {
         rate_time_constant: Duration::from_secs(600),
     };
     assert_eq!(config.tuning, tuning);
+    let recorder = config.recorder.unwrap();
+    assert_eq!(
+        (recorder.folder, recorder.max_bytes),
+        (PathBuf::from("/tmp/recording"), 16_000_000)
+    );
     assert_eq!(config.deadlines.drain, Duration::ZERO);
     let names: Vec<_> = config.pools.iter().map(|pool| pool.name.as_str()).collect();
     assert_eq!(names, ["default", "rest", "lab"]);
@@ -246,4 +256,16 @@ fn the_example_in_the_documentation_is_in_order() {
 fn a_missing_file_is_named() {
     let error = Config::load(Path::new("/no/such/flexvf.toml")).unwrap_err();
     assert!(error.to_string().starts_with("/no/such/flexvf.toml: "), "{error}");
+}
+
+#[test]
+fn a_recorder_of_no_size_is_none_and_a_relative_folder_is_refused() {
+    assert_eq!(load_text(&format!("[recorder]\nmax_mb = 0\n{POOL}")).unwrap().recorder, None);
+    let error = load_text(&format!("[recorder]\nmax_mb = 2000000\n{POOL}")).unwrap_err();
+    assert!(
+        error.ends_with(":2: 2000000 MB for recordings; give 1 to 1000000, or 0 for none"),
+        "{error}"
+    );
+    let error = load_text(&format!("[recorder]\nfolder = \"here\"\n{POOL}")).unwrap_err();
+    assert!(error.contains("relative path"), "{error}");
 }

@@ -21,6 +21,9 @@ impl Host {
         vf: Option<&VfId>,
         target: Target,
     ) -> Result<(), HostError> {
+        if self.is_dry_run() {
+            return Ok(());
+        }
         let pv = vm.pv_interface.as_deref();
         match &self.pool(vm)?.kind {
             PoolKind::Sriov(sriov) => self.forward_sriov(sriov, pv, vm.mac, target).await,
@@ -103,6 +106,9 @@ impl Host {
 
     /// Forgets where a guest's frames went; its ports may be gone already.
     pub(in crate::daemon) async fn withdraw(&self, vm: &VmConfig) {
+        if self.is_dry_run() {
+            return;
+        }
         if let Ok(Pool { kind: PoolKind::Sriov(sriov), .. }) = self.pool(vm)
             && let Err(error) = self.remove_filters(sriov, vm.mac).await
         {

@@ -127,7 +127,7 @@ impl Host {
         // Without these two no switch works: see `MacOrder`.
         let mut wishes = vec![
             Wish::required(Setting::Trust(true)),
-            Wish::required(Setting::Mac(self.own_mac(vf))),
+            Wish::required(Setting::Mac(self.vf_mac(vm, vf))),
         ];
         wishes.extend(vm.settings.or(&sriov.settings).wishes());
         wishes

@@ -22,6 +22,11 @@ impl VmTask {
     ) -> Report {
         let shared = Arc::clone(&self.shared);
         let (host, config) = (&shared.host, Arc::clone(&self.config));
+        if config.failover.is_some()
+            && let Some(report) = self.act_for_failover(vf, action).await
+        {
+            return report;
+        }
         let vf_mac = host.own_mac(vf);
         match action {
             Action::Prepare => {
@@ -37,7 +42,8 @@ impl VmTask {
             }
             Action::Plug => match (vmm, host.backend(&config, vf)) {
                 (Some(vmm), Ok(backend)) => {
-                    let plug = Plug { device_id: backend.device_id(), port, backend };
+                    let failover = config.failover.clone();
+                    let plug = Plug { device_id: backend.device_id(), port, backend, failover };
                     let report = carry_out(vmm, action, &plug).await;
                     self.sample().await;
                     report.unwrap_or(Report::Ok)
@@ -60,7 +66,8 @@ impl VmTask {
             Action::Forward(target) => refused(host.forward(&config, Some(vf), target).await),
             Action::Unplug | Action::Look => match (vmm, host.backend(&config, vf)) {
                 (Some(vmm), Ok(backend)) => {
-                    let plug = Plug { device_id: backend.device_id(), port, backend };
+                    let plug =
+                        Plug { device_id: backend.device_id(), port, backend, failover: None };
                     carry_out(vmm, action, &plug).await.unwrap_or(Report::Ok)
                 }
                 (None, _) => Report::Unknown(NO_QEMU.into()),

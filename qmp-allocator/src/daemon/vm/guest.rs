@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use flexvf_protocol::MacAddr;
 use flexvf_protocol::agent::{ActivateArguments, AgentStatus, Path, VfArguments, VfState};
+use tracing::info;
 
 use crate::config::VmConfig;
 use crate::io::agent::{Agent, AgentError, AgentKind};
@@ -19,11 +20,13 @@ pub(super) struct Guest {
     /// Of the switch under way; asked of the agent when the next one begins.
     epoch: Option<u64>,
     ready: bool,
+    /// Boot id and start of the agent that was last heard.
+    heard: Option<(String, u64)>,
 }
 
 impl Guest {
     pub(super) const fn new(deadline: Duration) -> Self {
-        Self { agent: None, deadline, epoch: None, ready: false }
+        Self { agent: None, deadline, epoch: None, ready: false, heard: None }
     }
 
     /// Forgets the connection: the guest was reset, or the agent has changed.
@@ -36,6 +39,11 @@ impl Guest {
     /// Ready when last looked at.
     pub(super) const fn is_ready(&self) -> bool {
         self.ready
+    }
+
+    /// A guest that needs no agent is always ready.
+    pub(super) const fn needs_no_agent(&mut self) {
+        self.ready = true;
     }
 
     /// The next command opens a new epoch.
@@ -68,7 +76,11 @@ impl Guest {
                 Ok(AgentView::Silent(format!("nothing within {deadline:?}")))
             }
             AgentKind::Stock(_) => Ok(AgentView::Stock),
-            AgentKind::Ours(_) => Ok(bond_of(&agent.status(deadline).await?, vm.mac)),
+            AgentKind::Ours(_) => {
+                let status = agent.status(deadline).await?;
+                self.note(&status.boot_id, status.started_ns);
+                Ok(bond_of(&status, vm.mac))
+            }
         }
     }
 
@@ -80,7 +92,10 @@ impl Guest {
             Err(error) => Err(error),
         };
         let view = match self.heed(status) {
-            Ok(status) => bond_of(&status, vm.mac),
+            Ok(status) => {
+                self.note(&status.boot_id, status.started_ns);
+                bond_of(&status, vm.mac)
+            }
             Err(error) => AgentView::Silent(error.to_string()),
         };
         self.ready = matches!(view, AgentView::Ready { .. });
@@ -129,18 +144,37 @@ impl Guest {
         let deadline = self.deadline;
         let counters = self.connected(vm).await.ok()?.counters(deadline).await;
         let counters = self.heed(counters).inspect_err(|_| self.ready = false).ok()?;
+        self.note(&counters.boot_id, counters.started_ns);
         let mut epoch = DefaultHasher::new();
-        counters.boot_id.hash(&mut epoch);
+        // Its sums begin anew with the agent.
+        (counters.boot_id, counters.started_ns).hash(&mut epoch);
         let packets = counters.vf.rx_packets.saturating_add(counters.vf.tx_packets);
         Some(Count { epoch: epoch.finish(), packets, trust: Trust::Guest })
     }
 
-    /// A closed connection is opened anew by the next command.
+    /// A closed connection is opened anew by the next command. An agent that was started anew in the
+    /// middle of a switch refuses its epoch: the next command asks for another one.
     fn heed<T>(&mut self, result: Result<T, AgentError>) -> Result<T, AgentError> {
-        if matches!(result, Err(AgentError::Closed)) {
-            self.agent = None;
+        match result {
+            Err(AgentError::Closed) => self.agent = None,
+            Err(AgentError::Refused { .. }) => self.epoch = None,
+            _ => {}
         }
         result
+    }
+
+    /// Tells of an agent that was started anew in a guest that was not. A new boot is told by QEMU.
+    fn note(&mut self, boot_id: &str, started_ns: u64) {
+        let heard = (boot_id.to_owned(), started_ns);
+        match &self.heard {
+            Some(last) if *last == heard => return,
+            Some((boot, _)) if boot == boot_id => {
+                info!("the guest's agent was started anew");
+                self.epoch = None;
+            }
+            _ => {}
+        }
+        self.heard = Some(heard);
     }
 
     async fn connected(&mut self, vm: &VmConfig) -> Result<&mut Agent, AgentError> {
@@ -158,6 +192,7 @@ impl Guest {
         let deadline = self.deadline;
         let status = self.connected(vm).await?.status(deadline).await;
         let status = self.heed(status)?;
+        self.note(&status.boot_id, status.started_ns);
         let epoch = status.epoch.saturating_add(1);
         self.epoch = Some(epoch);
         Ok(epoch)

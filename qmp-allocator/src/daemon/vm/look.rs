@@ -1,11 +1,15 @@
 //! What one VM's task sees: devices in QEMU, the guest's agent, counters.
 
+use std::time::Duration;
+
 use flexvf_protocol::stats_page::{Counter, Direction, Header};
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::VmTask;
 use super::act::TO_PV;
 use crate::daemon::clock::now;
+use crate::daemon::host::HostError;
 use crate::daemon::process::Process;
 use crate::io::proc;
 use crate::logic::engine::{Event, Held};
@@ -34,6 +38,10 @@ impl VmTask {
             Some(Held { vf, port: device.port.clone().unwrap_or_default() })
         });
         let held = held.next();
+        if held.is_none() && self.shared.host.is_dry_run() {
+            // There is no switch to end with it.
+            self.holds = None;
+        }
         let mut complaints: Vec<String> = seen.ports.iter().filter_map(complaint).collect();
         if let Some(held) = &held
             && self.holds.is_none()
@@ -43,7 +51,7 @@ impl VmTask {
             self.holds = Some(held.vf.clone());
         }
         if held.is_none()
-            && let Err(error) = self.shared.host.forward(&self.config, None, TO_PV).await
+            && let Err(error) = self.point_to_pv().await
         {
             complaints.push(format!("frames for this VM are not pointed to its PV port: {error}"));
         }
@@ -53,8 +61,20 @@ impl VmTask {
         self.send(Event::Observed { vm: self.name.clone(), held, free_port }).await;
     }
 
-    /// Where QEMU runs, and whether it may lock its guest's memory. Before any plug: afterwards QEMU would say no more than that it cannot allocate memory. A QEMU
-    /// whose limit is not known, or that does not say how much memory its guest has, is let through.
+    /// Others may have taken the host's entries away, so they are made again now and then; not at every look,
+    /// which they would cost more than all else in it.
+    async fn point_to_pv(&mut self) -> Result<(), HostError> {
+        if self.pointed.is_none_or(|at| at.elapsed() >= POINT_PERIOD) {
+            self.pointed = None;
+            self.shared.host.forward(&self.config, None, TO_PV).await?;
+            self.pointed = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Where QEMU runs, and whether it may lock its guest's memory. Before any plug: afterwards QEMU would
+    /// say no more than that it cannot allocate memory. A QEMU whose limit is not known, or that does not
+    /// say how much memory its guest has, is let through.
     async fn look_at_process(&mut self, vmm: &QmpVmm) {
         let mut obstacle = None;
         if self.holds.is_none()
@@ -65,7 +85,8 @@ impl VmTask {
         {
             obstacle = memlock::obstacle(pid, limits, guest_bytes);
         }
-        let of_process = || proc::numa_node(self.qemu.map(Process::pid)?);
+        let process = self.qemu.filter(|_| self.shared.host.has_several_nodes());
+        let of_process = || proc::numa_node(process.map(Process::pid)?);
         let node = self.config.numa_node.or_else(of_process);
         if node != self.node {
             self.node = node;
@@ -93,6 +114,9 @@ impl VmTask {
 
     /// Back-ends of devices that went while nobody looked would hold their TAPs for ever.
     pub(super) async fn clear_remains(&self, vmm: &QmpVmm) {
+        if self.shared.host.is_dry_run() {
+            return;
+        }
         let ids = self.shared.host.tap_devices(&self.config);
         if let Err(error) = vmm.forget_all(&ids).await {
             debug!(%error, "back-ends kept");
@@ -100,14 +124,20 @@ impl VmTask {
     }
 
     pub(super) async fn look_at_guest(&mut self) {
-        let view = self.guest.look(&self.config).await;
+        let view = match self.failover_view() {
+            Some(view) => view,
+            None => self.guest.look(&self.config).await,
+        };
         self.send(Event::Agent { vm: self.name.clone(), view }).await;
     }
 
     /// An agent that has gone silent, or lost its bond, without a word from QEMU.
     pub(super) async fn check_guest(&mut self) {
         if self.guest.is_ready() {
-            let view = self.guest.check(&self.config).await;
+            let view = match self.failover_view() {
+                Some(view) => view,
+                None => self.guest.check(&self.config).await,
+            };
             self.send(Event::Agent { vm: self.name.clone(), view }).await;
         }
     }
@@ -120,7 +150,9 @@ impl VmTask {
             None => None,
         };
         // A guest is not troubled for what is known: without a VF its VF path carries nothing.
-        let asked = was_ready && (self.holds.is_some() || self.config.stats.is_none());
+        let asked = was_ready
+            && self.config.failover.is_none()
+            && (self.holds.is_some() || self.config.stats.is_none());
         let vf = match vf {
             None if asked => self.guest.count(&self.config).await,
             host => host,
@@ -150,3 +182,6 @@ fn complaint(port: &Port) -> Option<String> {
         PortState::Empty | PortState::Occupied { .. } => None,
     }
 }
+
+/// Between two times that the host's entries for a guest on PV are made.
+const POINT_PERIOD: Duration = Duration::from_secs(300);

@@ -1,7 +1,7 @@
 //! Against agents in this process that do what a hostile guest would.
 
 use super::*;
-use flexvf_protocol::agent::{Path as Side, VfInBond};
+use flexvf_protocol::agent::{PROTOCOL, Path as Side, VfInBond};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
@@ -67,7 +67,9 @@ impl Guest {
 fn status() -> AgentStatus {
     AgentStatus {
         version: "0.1.0".into(),
+        protocol: PROTOCOL,
         boot_id: "b".into(),
+        started_ns: 7,
         epoch: 4,
         bond: Some("bond0".into()),
         bond_mac: Some(MacAddr::new([0x52, 0x54, 0, 0, 0, 1])),

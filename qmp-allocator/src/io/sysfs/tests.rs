@@ -44,6 +44,18 @@ fn tree() -> (TempDir, Sysfs) {
     (dir, sysfs)
 }
 
+#[test]
+fn several_nodes_are_told_from_one_and_from_none() {
+    let (dir, sysfs) = tree();
+    assert!(!sysfs.has_several_nodes());
+    let nodes = dir.path().join("devices/system/node");
+    fs::create_dir_all(&nodes).unwrap();
+    for (online, several) in [("0\n", false), ("0-1\n", true), ("0,2\n", true)] {
+        fs::write(nodes.join("online"), online).unwrap();
+        assert_eq!(sysfs.has_several_nodes(), several, "{online:?}");
+    }
+}
+
 fn load_vfio(root: &Path) {
     let driver = root.join("bus/pci/drivers/vfio-pci");
     fs::create_dir_all(&driver).unwrap();

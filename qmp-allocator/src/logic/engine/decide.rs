@@ -1,9 +1,13 @@
 //! The end of a round: rates, ranking, and who is to have a VF in the next one.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use flexvf_protocol::VmName;
+
+use super::ask::Considered;
 use super::vm::Vm;
-use super::{Desired, Engine};
+use super::{Desired, Engine, Settings};
 use crate::logic::policy::{self, Candidate, Rules};
 
 impl Engine {
@@ -11,47 +15,75 @@ impl Engine {
         self.round += 1;
         self.next_round = now + self.settings.interval;
         let round = self.round;
-        for vm in self.vms.values_mut() {
-            vm.last_interval =
-                vm.meter.end_interval().map(|rate| (round, rate)).or(vm.last_interval);
-            vm.turns += u64::from(vm.on_vf());
+        let mut pools: BTreeMap<String, Vec<Candidate>> =
+            self.pools.keys().map(|name| (name.clone(), Vec::new())).collect();
+        // One walk: thousands of VMs do not fit into a cache, and are fetched from memory each time.
+        for (name, vm) in &mut self.vms {
+            vm.end_interval(round);
+            if let Some(candidates) = pools.get_mut(&vm.spec.pool) {
+                candidates.extend(vm.candidate(name, Vm::last_pps));
+            }
         }
-        let names: Vec<String> = self.pools.keys().cloned().collect();
-        for name in names {
-            self.rank(now, &name);
+        for (name, candidates) in pools {
+            self.rank(now, &name, candidates);
         }
     }
 
-    fn rank(&mut self, now: Duration, name: &str) {
-        let candidates: Vec<Candidate> = self
-            .members(name)
-            .filter(|(_, vm)| !vm.unregistered && vm.may_be_ranked())
-            .map(|(vm, it)| Candidate {
-                vm: vm.clone(),
-                rate_pps: it.last_interval.map(|(_, rate)| rate.pps),
-                holds_vf: it.hold.is_some(),
-                pin: it.spec.pin,
-                weight: it.spec.weight,
-                priority: it.spec.priority,
-                min_percent: it.spec.min_percent,
-                switch_took: it.switch_took(),
-            })
-            .collect();
+    fn rank(&mut self, now: Duration, name: &str, candidates: Vec<Candidate>) {
         let usable = self.usable(now, name);
-        let rules = Rules {
-            strategy: self.settings.strategy,
-            tuning: self.settings.tuning,
-            interval: self.settings.interval,
-        };
+        let rules = self.rules();
         let Some(pool) = self.pools.get_mut(name) else { return };
         let ranking = policy::rank(&rules, &candidates, usable, &mut pool.memory);
         pool.desired = Desired { winners: usable.min(ranking.len()), ranking };
         pool.places_before.clear();
+        let round = self.round;
+        pool.considered = Some(Considered { at: now, round, candidates, vfs: usable });
         self.seat_anew(name);
+    }
+
+    /// Who may be ranked, by name.
+    pub(super) fn candidates(
+        &self,
+        pool: &str,
+        rate_pps: impl Fn(&Vm) -> Option<f64>,
+    ) -> Vec<Candidate> {
+        let members = self.members(pool);
+        members.filter_map(|(name, vm)| vm.candidate(name, &rate_pps)).collect()
+    }
+
+    pub(super) const fn rules(&self) -> Rules {
+        let Settings { strategy, tuning, interval, .. } = self.settings;
+        Rules { strategy, tuning, interval }
     }
 }
 
 impl Vm {
+    fn end_interval(&mut self, round: u64) {
+        self.last_interval =
+            self.meter.end_interval().map(|rate| (round, rate)).or(self.last_interval);
+        self.turns += u64::from(self.on_vf());
+    }
+
+    /// None for one that is not to be ranked.
+    fn candidate(
+        &self,
+        name: &VmName,
+        rate_pps: impl Fn(&Self) -> Option<f64>,
+    ) -> Option<Candidate> {
+        (!self.unregistered && self.may_be_ranked()).then(|| Candidate {
+            vm: name.clone(),
+            rate_pps: rate_pps(self),
+            holds_vf: self.hold.is_some(),
+            words: self.spec.words,
+            switch_took: self.switch_took(),
+        })
+    }
+
+    /// The rate of the last interval that there were samples in.
+    pub(super) fn last_pps(&self) -> Option<f64> {
+        self.last_interval.map(|(_, rate)| rate.pps)
+    }
+
     /// The next switch is taken to last as long as the last one of its kind did: what the guest's
     /// memory costs to pin is in it.
     fn switch_took(&self) -> Option<Duration> {

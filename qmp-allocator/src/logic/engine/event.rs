@@ -127,10 +127,15 @@ pub enum Event {
 }
 
 impl Event {
-    /// Whom it is about, if it is a VM.
-    pub(super) const fn vm(&self) -> Option<&VmName> {
+    /// The VM of which something may have changed that planning depends on. A sample counts when its
+    /// interval ends, and samples are most of all events.
+    pub(super) const fn touched(&self) -> Option<&VmName> {
         match self {
-            Self::Tick | Self::Pool { .. } | Self::VfNodes { .. } | Self::Clear(_) => None,
+            Self::Tick
+            | Self::Sampled { .. }
+            | Self::Pool { .. }
+            | Self::VfNodes { .. }
+            | Self::Clear(_) => None,
             Self::Unregistered(vm)
             | Self::Reset(vm)
             | Self::Registered { vm, .. }
@@ -139,7 +144,6 @@ impl Event {
             | Self::Agent { vm, .. }
             | Self::Obstacle { vm, .. }
             | Self::VmNode { vm, .. }
-            | Self::Sampled { vm, .. }
             | Self::Done { vm, .. }
             | Self::Deleted { vm, .. } => Some(vm),
         }

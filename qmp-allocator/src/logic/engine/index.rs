@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use flexvf_protocol::VmName;
+use foldhash::HashMap;
 
 use super::vm::Vm;
 use super::{Engine, Qemu};
@@ -181,24 +182,24 @@ impl Engine {
     /// After a decision: everybody's place, and the seats by it.
     pub(super) fn seat_anew(&mut self, pool_name: &str) {
         let Some(pool) = self.pools.get_mut(pool_name) else { return };
-        let mut places: Vec<(&VmName, usize)> =
-            pool.desired.ranking.iter().enumerate().map(|(at, ranked)| (&ranked.vm, at)).collect();
-        // VMs and places by name, side by side: no search for each.
-        places.sort_unstable();
-        let mut places = places.into_iter().peekable();
-        let (mut ranked, mut newcomers) = (Vec::new(), BTreeSet::new());
+        let ranking = &pool.desired.ranking;
+        // Hashed, not sorted: names are long and alike, and a comparison costs more than a hash.
+        let places: HashMap<&VmName, usize> =
+            ranking.iter().enumerate().map(|(at, ranked)| (&ranked.vm, at)).collect();
+        let mut is_ready = vec![false; ranking.len()];
+        pool.seats.newcomers.clear();
         for (name, vm) in self.vms.iter_mut().filter(|(_, vm)| vm.spec.pool == pool_name) {
-            while places.next_if(|(other, _)| *other < name).is_some() {}
-            vm.place = places.next_if(|(other, _)| *other == name).map(|(_, place)| place);
+            vm.place = places.get(name).copied();
             // Nothing else of a card depends on the place.
             let Some(Card { seat: Seat::Ready(seat), .. }) = &mut vm.filed else { continue };
             *seat = vm.place.ok_or_else(|| name.clone());
             match seat {
-                Ok(place) => ranked.push(*place),
-                Err(name) => drop(newcomers.insert(name.clone())),
+                Ok(place) => is_ready.get_mut(*place).into_iter().for_each(|ready| *ready = true),
+                Err(name) => drop(pool.seats.newcomers.insert(name.clone())),
             }
         }
-        (pool.seats.ranked, pool.seats.newcomers) = (ranked.into_iter().collect(), newcomers);
+        let places = is_ready.into_iter().enumerate();
+        pool.seats.ranked = places.filter_map(|(place, ready)| ready.then_some(place)).collect();
         pool.dirty = true;
     }
 

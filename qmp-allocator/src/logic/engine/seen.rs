@@ -6,21 +6,15 @@ use std::time::Duration;
 use flexvf_protocol::VmName;
 use flexvf_protocol::agent::Path;
 
-use super::{Backoff, Command, Engine, Input, Pin, Qemu, RateMeter, Tenure, VfId, Vm};
+use super::{Backoff, Command, Engine, Input, Qemu, RateMeter, Tenure, VfId, Vm, Words};
 
 /// What a VM's registration says, as far as decisions depend on it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VmSpec {
     /// Its pool.
     pub pool: String,
-    /// The operator's word.
-    pub pin: Option<Pin>,
-    /// Its share against the others'.
-    pub weight: u32,
-    /// Higher ones go before lower ones.
-    pub priority: u8,
-    /// A VF in at least so many of the rounds in which it wants one, percent.
-    pub min_percent: u8,
+    /// What the operator says of it.
+    pub words: Words,
 }
 
 /// A VF and the root port that it is in, or is to be in.
@@ -43,6 +37,11 @@ pub enum AgentView {
         /// The bond's active path, if it is one of the two.
         active: Option<Path>,
     },
+    /// None is needed: the guest's net_failover switches by itself.
+    NetFailover {
+        /// The path that the host has given it.
+        active: Option<Path>,
+    },
     /// Ours, without a bond: it says why.
     NoBond(String),
     /// qemu-ga, or another agent without FlexVF's commands.
@@ -56,6 +55,7 @@ impl AgentView {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Ready { .. } | Self::NoBond(_) => "flexvf",
+            Self::NetFailover { .. } => "net-failover",
             Self::Stock => "stock",
             Self::Unseen | Self::Silent(_) => "none",
         }
@@ -64,7 +64,7 @@ impl AgentView {
     /// Why a VM with this agent cannot switch.
     pub(super) fn unready(&self) -> Option<String> {
         match self {
-            Self::Ready { .. } => None,
+            Self::Ready { .. } | Self::NetFailover { .. } => None,
             Self::Unseen => Some("agent not heard yet".into()),
             Self::NoBond(why) => Some(format!("no bond in the guest: {why}")),
             Self::Stock => Some(
@@ -193,7 +193,10 @@ impl Engine {
         let Some(vm) = self.vms.get_mut(name) else {
             return;
         };
-        let ready = if let AgentView::Ready { active } = view { Some(active) } else { None };
+        let ready = match view {
+            AgentView::Ready { active } | AgentView::NetFailover { active } => Some(active),
+            _ => None,
+        };
         vm.agent = view;
         if let Some(active) = ready {
             self.tell_tenure(now, name, Input::Uses(active), out);

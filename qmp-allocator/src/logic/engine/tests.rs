@@ -3,7 +3,7 @@
 mod world;
 
 use super::*;
-use crate::logic::policy::Strategy;
+use crate::logic::policy::{Pin, Strategy};
 use world::World;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -159,7 +159,8 @@ fn a_pin_to_pv_takes_the_vf_at_once() {
     let mut world = World::new(Strategy::Activity, 1, 1);
     world.run(5 * SECOND);
     assert_eq!(world.on_vf(), ["vm0"]);
-    let spec = VmSpec { pool: "default".into(), pin: Some(Pin::Pv), ..VmSpec::default() };
+    let spec =
+        VmSpec { pool: "default".into(), words: Words { pin: Some(Pin::Pv), ..Words::default() } };
     world.event(Event::Registered { vm: "vm0".parse().unwrap(), spec });
     world.run(5 * SECOND);
     assert!(world.on_vf().is_empty());
@@ -260,4 +261,38 @@ fn a_vf_that_rests_may_be_tried_again_at_once() {
     world.event(Event::Clear(vf.vf));
     world.run(3 * SECOND);
     assert_eq!(world.on_vf(), ["vm0"]);
+}
+
+#[test]
+fn a_decision_is_told_with_its_inputs_and_what_would_change_now() {
+    let mut world = World::new(Strategy::Activity, 3, 1);
+    world.set_rates(&[900.0, 500.0, 10.0]);
+    world.run(world.interval() + 5 * SECOND);
+    let [told] = world.engine.decisions().try_into().unwrap();
+    let shown: Vec<_> = told.vms.iter().map(|it| (it.vm.as_str(), it.had_vf)).collect();
+    assert_eq!(shown, [("vm0", false), ("vm1", false), ("vm2", false)]);
+    assert_eq!((told.round, told.vfs, told.vms[0].displaces.clone()), (1, 1, None));
+    let status = world.engine.status(world.now);
+    assert_eq!(told.vms[0].pps, status.vms[0].last_interval.as_ref().map(|it| it.rate.pps));
+
+    // In the middle of an interval: what was sent in it so far counts, and goes on counting.
+    world.set_rates(&[10.0, 500.0, 900.0]);
+    world.run(world.interval() * 4 / 5);
+    let before = world.engine.saved(world.now);
+    let [question] = world.engine.questions(world.now).try_into().unwrap();
+    let now = question.decide();
+    let [best, .., worst] = &now.vms[..] else { panic!("{now:?}") };
+    assert_eq!((best.vm.as_str(), worst.vm.as_str()), ("vm2", "vm0"));
+    assert_eq!(best.displaces.as_ref(), Some(&worst.vm));
+    assert_eq!(world.engine.saved(world.now), before);
+    world.run(world.interval());
+    assert_eq!(world.engine.decisions()[0].vms[0].vm.as_str(), "vm2");
+}
+
+/// An engine whose VMs have sent at these rates for an interval and a bit, and when that is.
+pub(in crate::logic) fn world_after_a_decision(pps: &[f64], vfs: usize) -> (Engine, Duration) {
+    let mut world = World::new(Strategy::Activity, pps.len(), vfs);
+    world.set_rates(pps);
+    world.run(world.interval() + 5 * SECOND);
+    (world.engine, world.now)
 }

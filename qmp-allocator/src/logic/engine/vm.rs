@@ -109,7 +109,7 @@ impl Vm {
         if self.unregistered {
             return Some("its registration is gone");
         }
-        (self.spec.pin == Some(Pin::Pv)).then_some("pinned to PV")
+        (self.spec.words.pin == Some(Pin::Pv)).then_some("pinned to PV")
     }
 
     /// It has a VF that its pool can count on.

@@ -28,10 +28,10 @@ pub(super) fn rank(
     let others = open.iter().enumerate().zip(has_place).filter(|(_, has_place)| !has_place);
     let mut others: Vec<(usize, &Candidate)> =
         others.map(|((index, candidate), _)| (index, *candidate)).collect();
-    others.sort_by_key(|(_, candidate)| std::cmp::Reverse(candidate.priority));
+    others.sort_by_key(|(_, candidate)| std::cmp::Reverse(candidate.words.priority));
     let mut ranking = Vec::with_capacity(others.len());
-    for class in others.chunk_by(|(_, a), (_, b)| a.priority == b.priority) {
-        let priority = class.first().map_or(0, |(_, candidate)| candidate.priority);
+    for class in others.chunk_by(|(_, a), (_, b)| a.words.priority == b.words.priority) {
+        let priority = class.first().map_or(0, |(_, candidate)| candidate.words.priority);
         let is_first = ranking.is_empty();
         if class.len() <= vfs {
             let reason = Reason::Priority { priority };

@@ -23,16 +23,16 @@ pub(super) fn due(
     vfs: usize,
     wants: impl Fn(&Candidate) -> bool,
 ) -> Vec<usize> {
-    let is_meant = |candidate: &Candidate| candidate.min_percent > 0 && wants(candidate);
+    let is_meant = |candidate: &Candidate| candidate.words.min_percent > 0 && wants(candidate);
     let meant = open.iter().filter(|candidate| is_meant(candidate));
-    let all: i64 = meant.map(|candidate| i64::from(candidate.min_percent)).sum();
+    let all: i64 = meant.map(|candidate| i64::from(candidate.words.min_percent)).sum();
     let most = i64::try_from(vfs).unwrap_or(i64::MAX).saturating_mul(100);
     let mut claims = Vec::new();
     for (index, (candidate, standing)) in open.iter().zip(standings).enumerate() {
         if !is_meant(candidate) {
             continue;
         }
-        let percent = i64::from(candidate.min_percent);
+        let percent = i64::from(candidate.words.min_percent);
         // All of a VF is 100; `all` is at least that where it is more than `most`.
         let share =
             if all > most { TURN / 100 * percent / all * most } else { TURN / 100 * percent };

@@ -104,7 +104,7 @@ impl fmt::Display for Reason {
                 write!(f, "rank {place} of {of}: not measured yet")
             }
             Self::Turn(0) => f.write_str("its turn"),
-            Self::Turn(rounds) => write!(f, "its turn comes in {rounds} rounds"),
+            Self::Turn(rounds) => write!(f, "its turn comes in {rounds} round(s)"),
             Self::MinHold { rounds } => write!(f, "keeps its VF for {rounds} more round(s)"),
             Self::Worth { place, of, pps: Some(pps), as_pps } => {
                 write!(f, "rank {place} of {of} at {pps:.0} packets/s, counted as {as_pps:.0}")

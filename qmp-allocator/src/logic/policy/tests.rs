@@ -15,10 +15,7 @@ pub(super) fn vm(name: &str, rate_pps: f64) -> Candidate {
         vm: name.parse().unwrap(),
         rate_pps: Some(rate_pps),
         holds_vf: false,
-        pin: None,
-        weight: 1,
-        priority: 0,
-        min_percent: 0,
+        words: Words::default(),
         switch_took: None,
     }
 }
@@ -41,8 +38,8 @@ fn names(ranking: &[Ranked]) -> Vec<&str> {
 #[test]
 fn pins_go_before_any_rate() {
     let mut vms = [vm("idle", 0.0), vm("busy", 9.0), vm("never", 99.0)];
-    vms[0].pin = Some(Pin::Vf);
-    vms[2].pin = Some(Pin::Pv);
+    vms[0].words.pin = Some(Pin::Vf);
+    vms[2].words.pin = Some(Pin::Pv);
     for strategy in Strategy::ALL {
         let ranking = rank(&rules(strategy), &vms, 1, &mut Memory::default());
         assert_eq!(names(&ranking), ["idle", "busy"]);
@@ -125,7 +122,7 @@ fn who_stays_away_is_forgotten_and_who_comes_back_soon_is_not() {
 #[test]
 fn guarantees_that_come_to_more_than_the_vfs_are_cut_alike() {
     let mut vms = [vm("a", 1.0), vm("b", 1.0), vm("c", 9.0)];
-    (vms[0].min_percent, vms[1].min_percent) = (100, 50);
+    (vms[0].words.min_percent, vms[1].words.min_percent) = (100, 50);
     let mut memory = Memory::default();
     let mut turns = [0, 0, 0];
     for _ in 0..300 {
@@ -138,9 +135,9 @@ fn guarantees_that_come_to_more_than_the_vfs_are_cut_alike() {
 #[test]
 fn pins_go_before_guarantees_and_these_before_priorities() {
     let mut vms = [vm("pinned", 0.0), vm("sure", 1.0), vm("high", 2.0), vm("busy", 9.0)];
-    vms[0].pin = Some(Pin::Vf);
-    vms[1].min_percent = 1;
-    vms[2].priority = 1;
+    vms[0].words.pin = Some(Pin::Vf);
+    vms[1].words.min_percent = 1;
+    vms[2].words.priority = 1;
     for strategy in Strategy::ALL {
         let ranking = rank(&rules(strategy), &vms, 3, &mut Memory::default());
         assert_eq!(names(&ranking), ["pinned", "sure", "high", "busy"]);
@@ -164,10 +161,7 @@ fn pools() -> impl proptest::strategy::Strategy<Value = (Vec<Candidate>, usize)>
                 vm: format!("vm{i}").parse().unwrap(),
                 rate_pps,
                 holds_vf,
-                pin,
-                weight,
-                priority,
-                min_percent,
+                words: Words { pin, weight, priority, min_percent },
                 switch_took,
             }
         };
@@ -205,7 +199,7 @@ proptest! {
             let mut got: Vec<_> = ranking.into_iter().map(|ranked| ranked.vm).collect();
             got.sort();
             let mut expected: Vec<_> =
-                vms.iter().filter(|c| c.pin != Some(Pin::Pv)).map(|c| c.vm.clone()).collect();
+                vms.iter().filter(|c| c.words.pin != Some(Pin::Pv)).map(|c| c.vm.clone()).collect();
             expected.sort();
             prop_assert_eq!(got, expected);
             prop_assert!(memory.standings.len() <= 30);

@@ -73,7 +73,7 @@ fn turns(owed: i64) -> f64 {
 /// How much of a turn each is due, up to a whole one; together `vfs` turns, of whom there are less than VMs.
 fn shares(open: &[&Candidate], vfs: usize) -> Vec<i64> {
     let mut heaviest: Vec<(Reverse<u32>, usize)> =
-        open.iter().enumerate().map(|(index, c)| (Reverse(c.weight.max(1)), index)).collect();
+        open.iter().enumerate().map(|(index, c)| (Reverse(c.words.weight.max(1)), index)).collect();
     heaviest.sort_unstable();
     let mut weights: i128 = heaviest.iter().map(|(Reverse(weight), _)| i128::from(*weight)).sum();
     let mut left = vfs as i128 * i128::from(TURN);

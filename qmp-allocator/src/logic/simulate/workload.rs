@@ -159,7 +159,7 @@ mod tests {
     const DAY: Times = Times { total_s: 86_400, interval_s: 300, sample_s: 10, time_constant_s: 0 };
 
     fn day(shape: Shape, seed: u64) -> Vec<Vec<f64>> {
-        let demand = measure(&mut Workload::new(shape, 20, 300, seed), &DAY);
+        let demand = measure(&mut Workload::new(shape, 20, 300, seed), &DAY, 5, &[1]);
         demand.intervals.into_iter().map(|interval| interval.sent_pps).collect()
     }
 

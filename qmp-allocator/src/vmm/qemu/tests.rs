@@ -21,7 +21,7 @@ fn nic(tap: &str, port: &str) -> Plug {
         tap: tap.into(),
         mac: MacAddr::new([2, 0xf1, 0, 0, 0, 1]),
     };
-    Plug { device_id: backend.device_id(), port: port.into(), backend }
+    Plug { device_id: backend.device_id(), port: port.into(), backend, failover: None }
 }
 
 fn ports(states: [(&str, PortState); 3]) -> Vec<Port> {
@@ -87,7 +87,8 @@ async fn session(vmm: &QmpVmm, events: &mut VmmEvents) {
 
 async fn refusals(vmm: &QmpVmm, plugged: &Plug) {
     let vfio = Backend::Vfio { host: "0000:ff:1f.7".parse().unwrap(), node: None };
-    let vfio = Plug { device_id: vfio.device_id(), port: "rp3".into(), backend: vfio };
+    let vfio =
+        Plug { device_id: vfio.device_id(), port: "rp3".into(), backend: vfio, failover: None };
     let mut model = nic("fvtest1", "rp3");
     model.backend = Backend::Nic {
         model: "nosuch".into(),
@@ -266,7 +267,7 @@ async fn a_real_qemu_takes_a_vf_by_its_node() {
     assert_eq!(vmm.memory_bytes().await.unwrap(), 64 << 20);
     assert!(vmm.has_iommufd().await.unwrap());
     let backend = Backend::Vfio { host: "0000:ff:1f.7".parse().unwrap(), node: None };
-    let plug = Plug { device_id: backend.device_id(), port: "rp3".into(), backend };
+    let plug = Plug { device_id: backend.device_id(), port: "rp3".into(), backend, failover: None };
     let null = Path::new("/dev/null");
     for _ in 0..2 {
         let error = vmm.plug_by_node(&plug, null, null).await.unwrap_err().to_string();

@@ -92,7 +92,7 @@ impl Decide {
         let mut engine = Engine::new(self.now, settings, &[POOL.to_owned()], None);
         self.packets = vec![0; VMS];
         for vm in 0..VMS {
-            let spec = VmSpec { pool: POOL.into(), weight: 1, ..VmSpec::default() };
+            let spec = VmSpec { pool: POOL.into(), ..VmSpec::default() };
             engine.on(self.now, Event::Registered { vm: name(vm)?, spec });
             engine.on(self.now, Event::Agent { vm: name(vm)?, view: READY });
         }

@@ -40,11 +40,12 @@ fn settings() -> Settings {
         sample_s: 1.0,
         switches: VFS,
         drain_s: 0.2,
+        unplug_s: 20.0,
         taps: Vec::new(),
     }
 }
 
-const PLAN: Plan = Plan { vms: VMS, latencies: AT_ONCE };
+const PLAN: Plan = Plan { vms: VMS, latencies: AT_ONCE, without_page: None };
 
 struct Load<'s> {
     stage: &'s Stage,

@@ -62,9 +62,10 @@ impl Experiment for OwnPart<'_> {
                     sample_s: 1.0,
                     switches: 1,
                     drain_s: 0.0,
+                    unplug_s: 20.0,
                     taps: vf_taps(VFS)?,
                 };
-                let plan = Plan { vms: VMS, latencies: AT_ONCE };
+                let plan = Plan { vms: VMS, latencies: AT_ONCE, without_page: None };
                 (World::build(self.stage, plan, &settings)?, 0)
             }
         };
@@ -134,9 +135,11 @@ fn rounds_of(stage: &Stage, vfs: usize) -> Result<World> {
         sample_s: 1.0,
         switches: VFS,
         drain_s: 0.2,
+        unplug_s: 20.0,
         taps: vf_taps(vfs)?,
     };
-    let mut world = World::build(stage, Plan { vms: VMS, latencies: AS_TIMED }, &settings)?;
+    let mut world =
+        World::build(stage, Plan { vms: VMS, latencies: AS_TIMED, without_page: None }, &settings)?;
     world.daemon.until(PATIENCE, "all VFs are in use", |status| holders(status).count() == vfs)?;
     Ok(world)
 }

@@ -27,12 +27,15 @@ pub struct Plan {
     pub vms: usize,
     /// How long they take.
     pub latencies: Latencies,
+    /// The VM that has no stats page, so that only its guest counts for it.
+    pub without_page: Option<usize>,
 }
 
 /// A fleet at work, until it is dropped.
 #[derive(Debug)]
 pub struct Fleet {
     folder: PathBuf,
+    without_page: Option<usize>,
     machines: Machines,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -62,7 +65,8 @@ impl Fleet {
                 }
             }
         })?;
-        Ok(Self { folder: folder.into(), machines, stop, thread: Some(thread) })
+        let without_page = plan.without_page;
+        Ok(Self { folder: folder.into(), without_page, machines, stop, thread: Some(thread) })
     }
 
     /// How a VM behaves from now on.
@@ -76,12 +80,14 @@ impl Fleet {
     pub fn registration(&self, vm: usize, pv_interface: Option<&str>) -> String {
         let file = |kind| socket(&self.folder, vm, kind);
         let mut text = format!(
-            "qmp = {:?}\nagent = {:?}\nstats = {:?}\nmac = \"{}\"\nports = [\"{PORT}\"]\n",
+            "qmp = {:?}\nagent = {:?}\nmac = \"{}\"\nports = [\"{PORT}\"]\n",
             file("qmp"),
             file("agent"),
-            file("stats"),
             mac(vm)
         );
+        if self.without_page != Some(vm) {
+            text += &format!("stats = {:?}\n", file("stats"));
+        }
         if let Some(interface) = pv_interface {
             text += &format!("pv_interface = {interface:?}\n");
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use flexvf_protocol::agent::{
     ACTIVATE, ActivateArguments, AgentCounters, AgentStatus, COUNTERS, JOIN_VF, LEAVE_VF,
-    LinkCounters, Path, STATUS, VfAnswer, VfArguments,
+    LinkCounters, PROTOCOL, Path, STATUS, VfAnswer, VfArguments, VfState,
 };
 use flexvf_protocol::frame::RESET_BYTE;
 use serde::Serialize;
@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::machine::{Channel, Machine, Output};
+use super::manner::{ESCAPES, Lie, Manner, crowd};
 
 const VERSION: &str = "0.1.0";
 const BOOT_ID: &str = "6d1e0a52-0000-4000-8000-000000000001";
@@ -22,18 +23,36 @@ impl Machine {
         let request: Value = serde_json::from_slice(line).unwrap_or_default();
         let command = request.get("execute").and_then(Value::as_str).unwrap_or_default();
         let arguments = request.get("arguments").cloned().unwrap_or_default();
+        let lie = match self.manner {
+            Manner::Lies(lie) => Some(lie),
+            _ => None,
+        };
         let result = match command {
             "guest-sync-delimited" => Ok(arguments.get("id").cloned().unwrap_or_default()),
+            _ if lie == Some(Lie::Crowd) => Ok(crowd()),
             "guest-info" => Ok(json!({"version": VERSION, "supported_commands":
                 [{"enabled": true, "name": STATUS, "success-response": true}]})),
             STATUS => json_of(&self.status()),
             COUNTERS => json_of(&AgentCounters {
                 boot_id: BOOT_ID.into(),
+                started_ns: 0,
                 boottime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
                 bond: Some(LinkCounters::default()),
                 pv: Some(LinkCounters::default()),
-                vf: LinkCounters::default(),
+                vf: LinkCounters {
+                    rx_packets: match lie {
+                        Some(Lie::Counters) => now.as_micros() as u64 * 5_000,
+                        _ => 0,
+                    },
+                    ..LinkCounters::default()
+                },
             }),
+            JOIN_VF if lie == Some(Lie::Escapes) => Err(ESCAPES.into()),
+            // It stays where it is.
+            ACTIVATE if lie == Some(Lie::Lingers) && self.active == Path::Vf => {
+                json_of(&AgentStatus { active: Some(Path::Pv), ..self.status() })
+            }
+            LEAVE_VF if lie == Some(Lie::Lingers) => json_of(&VfAnswer { state: VfState::Present }),
             JOIN_VF => self.join(now, arguments),
             ACTIVATE => self.activate(arguments),
             LEAVE_VF => self.leave(now, arguments),
@@ -44,7 +63,11 @@ impl Machine {
             Err(desc) => json!({"error": {"class": "GenericError", "desc": desc}}),
         };
         if let (Some(id), Some(map)) = (request.get("id"), answer.as_object_mut()) {
-            map.insert("id".into(), id.clone());
+            let id = match (lie, id.as_u64()) {
+                (Some(Lie::StaleIds), Some(number)) => json!(number.wrapping_sub(1)),
+                _ => id.clone(),
+            };
+            map.insert("id".into(), id);
         }
         let mut bytes = Vec::new();
         if command == "guest-sync-delimited" {
@@ -55,11 +78,17 @@ impl Machine {
     }
 
     fn status(&self) -> AgentStatus {
+        let text = |text: &str| match self.manner {
+            Manner::Lies(Lie::Escapes) => ESCAPES.to_owned(),
+            _ => text.to_owned(),
+        };
         AgentStatus {
-            version: VERSION.into(),
-            boot_id: BOOT_ID.into(),
+            version: text(VERSION),
+            protocol: PROTOCOL,
+            boot_id: text(BOOT_ID),
+            started_ns: 0,
             epoch: self.epoch,
-            bond: Some("bond0".into()),
+            bond: Some(text("bond0")),
             bond_mac: Some(self.mac),
             active: Some(self.active),
             vf: None,

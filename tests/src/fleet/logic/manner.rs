@@ -1,5 +1,7 @@
 //! How VMs misbehave, and the bytes that they send then.
 
+use serde_json::{Value, json};
+
 use super::machine::Channel;
 
 /// How a VM behaves.
@@ -15,6 +17,41 @@ pub enum Manner {
     Floods(Channel, Flood),
     /// Answers with one byte a second.
     Drips(Channel),
+    /// A guest whose agent answers in time and in form, but not the truth.
+    Lies(Lie),
+    /// A guest that does not let go of a device.
+    Clings,
+}
+
+/// What an agent says instead of the truth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lie {
+    /// Answers with the id of the request before.
+    StaleIds,
+    /// Answers everything with ten thousand interfaces.
+    Crowd,
+    /// Texts that move a terminal's cursor and end its line, in its names and refusals.
+    Escapes,
+    /// A packet and more each nanosecond.
+    Counters,
+    /// Says that it has left the VF, and goes on using it.
+    Lingers,
+}
+
+/// See [`Lie::Escapes`].
+pub const ESCAPES: &str = "\u{1b}[2J\u{1b}]0;owned\u{7}\r\nbond0\u{202e}";
+
+/// See [`Lie::Crowd`]: as a stock qemu-ga shows them.
+pub fn crowd() -> Value {
+    let one = |number: u32| {
+        let [_, _, a, b] = number.to_be_bytes();
+        json!({
+            "name": format!("veth{number}"),
+            "hardware-address": format!("02:00:00:00:{a:02x}:{b:02x}"),
+            "ip-addresses": [],
+        })
+    };
+    (0..10_000).map(one).collect()
 }
 
 /// An answer that is none.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::machine::{Channel, Device, Machine, Output};
+use super::manner::Manner;
 
 /// What QEMU 10.0.2 says first.
 pub const GREETING: &[u8] = b"{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 2, \"minor\": 0, \"major\": 10}, \"package\": \"made up\"}, \"capabilities\": [\"oob\"]}}\r\n";
@@ -113,6 +114,10 @@ impl Machine {
     ) -> Result<Value, Refusal> {
         if self.plugged(at).is_none_or(|device| device.id != id) {
             return Err(not_found(id));
+        }
+        if self.manner == Manner::Clings {
+            // QEMU has pressed the button; what the guest does with that is the guest's affair.
+            return Ok(json!({}));
         }
         let gone_at = at + self.latencies.unplug;
         let Some(device) = self.device.as_mut().filter(|device| device.gone_at.is_none()) else {

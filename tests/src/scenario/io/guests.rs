@@ -38,6 +38,10 @@ pub struct Launch {
     pub memory_mib: u32,
     /// For its kernel's command line.
     pub append: String,
+    /// What it boots instead of the testbed's own image.
+    pub initrd: Option<PathBuf>,
+    /// With net_failover instead of bond and agent.
+    pub failover: bool,
 }
 
 /// The guests' command line, as the testbed has it.
@@ -47,6 +51,22 @@ const GUEST_APPEND: &str = "FLEXVF_GUEST_APPEND";
 pub fn identity(number: u8) -> Result<(VmName, Ipv4Addr)> {
     let vm = format!("vm{number}").parse()?;
     Ok((vm, Ipv4Addr::new(10, 77, 0, 10 + number)))
+}
+
+/// More options for a guest's QEMU: a way into it, past its network.
+pub fn shell_options(host: &Host, number: u8) -> Vec<String> {
+    let socket = shell_socket(host, &format!("vm{number}"));
+    vec![
+        "-chardev".into(),
+        format!("socket,id=shell,path={},server=on,wait=off", socket.display()),
+        "-device".into(),
+        "virtserialport,chardev=shell,name=flexvf.shell".into(),
+    ]
+}
+
+/// The host's end of it.
+pub fn shell_socket(host: &Host, vm: &str) -> PathBuf {
+    host.run.join(format!("{vm}-shell.sock"))
 }
 
 impl Guest {
@@ -64,12 +84,15 @@ impl Guest {
             .args(["--memory", &launch.memory_mib.to_string()])
             .arg("--run-dir")
             .arg(&host.guests_run)
+            .args(launch.failover.then_some("--failover"))
             .args(["--", "-qmp"])
             .arg(format!("unix:{},server=on,wait=off", qmp.display()))
             .args(more);
-        if !launch.append.is_empty() {
-            let append = std::env::var(GUEST_APPEND).unwrap_or_default();
-            command.env(GUEST_APPEND, format!("{append} {}", launch.append));
+        let bond = if launch.failover { " flexvf.bond=failover" } else { "" };
+        let append = std::env::var(GUEST_APPEND).unwrap_or_default();
+        command.env(GUEST_APPEND, format!("{append} {}{bond}", launch.append));
+        if let Some(initrd) = &launch.initrd {
+            command.env("FLEXVF_GUEST_INITRD", initrd);
         }
         let log = host.log(&format!("{vm}-launch.log"));
         let launcher = Child::start(vm.as_str(), &mut command, &log)?;

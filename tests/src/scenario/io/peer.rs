@@ -33,6 +33,11 @@ impl Peer {
         Ok(Self { commands, answers: BufReader::new(answers), child })
     }
 
+    /// Ends it, so that another may take its place.
+    pub fn end(&mut self) {
+        self.child.end();
+    }
+
     /// Sets a guest's rates.
     pub fn set(&mut self, vm: &VmName, probe_pps: u32, load_pps: u32) -> Result<()> {
         let request = Request::Set { vm: vm.clone(), probe_pps, load_pps };

@@ -10,6 +10,7 @@ use flexvf_protocol::VmName;
 
 use super::super::Options;
 use super::super::io::gate::{Gate, Sockets};
+use super::super::io::guests::shell_options;
 use super::super::io::host::Host;
 use super::super::logic::cells::is_settled;
 use super::super::logic::judge;
@@ -37,7 +38,7 @@ pub(super) struct Field {
 impl Field {
     /// Starts guests and gates, all VMs pinned to PV, and the daemon.
     pub(super) fn build(options: &Options, host: &Host, config: &str) -> Result<Self> {
-        let stage = Stage::build_with(options, host, config, |number| more_options(host, number))?;
+        let stage = Stage::build_with(options, host, config, |number| shell_options(host, number))?;
         let mut field = Self {
             stage,
             gates: BTreeMap::new(),
@@ -157,7 +158,7 @@ impl Field {
         let _ = fs::remove_file(self.stage.host.vms_dir().join(format!("{vm}.toml")));
         guest.end();
         let number = vm.as_str().trim_start_matches("vm").parse()?;
-        let more = more_options(&self.stage.host, number);
+        let more = shell_options(&self.stage.host, number);
         self.stage.start_guest(number, &more, append)
     }
 
@@ -211,19 +212,4 @@ impl Field {
         self.pins.insert(vm.clone(), wanted);
         Ok(())
     }
-}
-
-fn more_options(host: &Host, number: u8) -> Vec<String> {
-    let socket = shell_socket(host, &format!("vm{number}"));
-    vec![
-        "-chardev".into(),
-        format!("socket,id=shell,path={},server=on,wait=off", socket.display()),
-        "-device".into(),
-        "virtserialport,chardev=shell,name=flexvf.shell".into(),
-    ]
-}
-
-/// A way into a guest, past its network.
-pub(super) fn shell_socket(host: &Host, vm: &str) -> std::path::PathBuf {
-    host.run.join(format!("{vm}-shell.sock"))
 }

@@ -10,13 +10,14 @@ use flexvf_protocol::VmName;
 use serde_json::{Value, json};
 
 use super::super::io::gate::Then;
+use super::super::io::guests::shell_socket;
 use super::super::io::jsonline::QmpClient;
 use super::super::io::shell::Shell;
 use super::super::logic::cells::Row;
 use super::super::logic::moments::{Moment, moment};
 use super::super::logic::status::Status;
 use super::super::stage::now_ms;
-use super::field::{Field, shell_socket};
+use super::field::Field;
 use super::{CONVERGED, REACHED, next_after, whereabouts};
 
 /// A switch of a VM that nothing is wrong with, while another one is stuck: a scan of the registrations,

@@ -137,7 +137,7 @@ impl World {
         self.event(Event::Pool { pool: "default".into(), vfs, problem: None });
         let names: Vec<VmName> = self.rates.keys().cloned().collect();
         for vm in &names {
-            let spec = VmSpec { pool: "default".into(), weight: 1, ..VmSpec::default() };
+            let spec = VmSpec { pool: "default".into(), ..VmSpec::default() };
             self.event(Event::Registered { vm: vm.clone(), spec });
         }
         for vm in names {

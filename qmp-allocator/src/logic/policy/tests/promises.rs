@@ -150,8 +150,8 @@ proptest! {
         // No more is guaranteed than there is.
         let mut left = 100 * vfs as u32;
         for (vm, percent) in fleet.vms.iter_mut().zip(&percents) {
-            vm.min_percent = u32::from(*percent).min(left) as u8;
-            left -= u32::from(vm.min_percent);
+            vm.words.min_percent = u32::from(*percent).min(left) as u8;
+            left -= u32::from(vm.words.min_percent);
         }
         // What each VM is behind, at its best moment so far.
         let (mut behind, mut least) = (vec![0.0f64; 10], vec![0.0f64; 10]);
@@ -160,7 +160,7 @@ proptest! {
             let served = fleet.round(&rules);
             for vm in 0..10 {
                 let wants = pps[vm] >= 1.0;
-                let due = if wants { f64::from(fleet.vms[vm].min_percent) / 100.0 } else { 0.0 };
+                let due = if wants { f64::from(fleet.vms[vm].words.min_percent) / 100.0 } else { 0.0 };
                 behind[vm] += due - f64::from(u8::from(served.contains(&vm)));
                 least[vm] = least[vm].min(behind[vm]);
                 let short = behind[vm] - least[vm];
@@ -176,7 +176,7 @@ proptest! {
     ) {
         let mut fleet = Fleet::new(&rates[0], vfs);
         for (vm, priority) in fleet.vms.iter_mut().zip(&priorities) {
-            vm.priority = *priority;
+            vm.words.priority = *priority;
         }
         for pps in &rates {
             fleet.set_rates(pps);
@@ -195,7 +195,7 @@ proptest! {
         let vfs = vfs.min(priorities.len());
         let mut fleet = Fleet::new(&vec![0.0; priorities.len()], vfs);
         for (vm, priority) in fleet.vms.iter_mut().zip(&priorities) {
-            vm.priority = *priority;
+            vm.words.priority = *priority;
         }
         let mut turns = vec![0; priorities.len()];
         for _ in 0..rounds {
@@ -222,7 +222,7 @@ proptest! {
         let vfs = vfs.min(weights.len() - 1);
         let mut fleet = Fleet::new(&vec![0.0; weights.len()], vfs);
         for (vm, weight) in fleet.vms.iter_mut().zip(&weights) {
-            vm.weight = *weight;
+            vm.words.weight = *weight;
         }
         let shares = naive_shares(&weights, vfs);
         let mut turns = vec![0.0; weights.len()];
