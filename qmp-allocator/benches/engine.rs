@@ -13,6 +13,7 @@ use criterion::{Criterion, Throughput};
 use flexvf_protocol::VmName;
 use flexvf_protocol::agent::{Path, VfState};
 use qmp_allocator::logic::engine::{AgentView, Command, Engine, Event, Settings, VmSpec};
+use qmp_allocator::logic::policy::tenant::Tenants;
 use qmp_allocator::logic::policy::{Strategy, Tuning, Words};
 use qmp_allocator::logic::rate::{Count, Sample, Trust};
 use qmp_allocator::logic::switch::{Action, Limits, Report};
@@ -218,6 +219,7 @@ fn settings(strategy: Strategy, tuning: Tuning) -> Settings {
     Settings {
         strategy,
         tuning,
+        tenants: Tenants::default(),
         interval: INTERVAL,
         max_concurrent_switches: 4,
         limits: Limits {

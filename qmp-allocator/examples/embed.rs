@@ -23,6 +23,7 @@ use flexvf_protocol::{PciAddress, VmName};
 use qmp_allocator::logic::engine::{
     AgentView, Command, Engine, Event, Held, Settings, SwitchEnd, VmSpec,
 };
+use qmp_allocator::logic::policy::tenant::Tenants;
 use qmp_allocator::logic::policy::{Strategy, Tuning};
 use qmp_allocator::logic::rate::{Count, Sample, Trust};
 use qmp_allocator::logic::switch::{Action, Limits, Report};
@@ -116,6 +117,7 @@ impl Program {
         let settings = Settings {
             strategy: Strategy::Activity,
             tuning: Tuning::default(),
+            tenants: Tenants::default(),
             interval: Duration::from_secs(300),
             max_concurrent_switches: 4,
             limits: Limits {

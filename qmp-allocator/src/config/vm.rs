@@ -12,6 +12,7 @@ use super::vf::{RawVf, Requirable};
 use super::{ConfigError, VfOptions};
 pub use crate::logic::policy::Pin;
 use crate::logic::policy::Words;
+use crate::logic::policy::tenant::{TenantName, Tenants};
 use crate::logic::settings::VfLink;
 
 /// A VM as its file registers it.
@@ -37,7 +38,7 @@ pub struct VmConfig {
     pub pool: String,
     /// `weight = 1`: share of VF time or rate against other VMs, 1 to 1000; `priority = 0`: higher ones go
     /// before lower ones, 0 to 100; `min_percent = 0`: a VF in at least so many of the rounds in which it
-    /// wants one, 0 to 100; `pin = "vf"` or `"pv"`: always on one path.
+    /// wants one, 0 to 100; `pin = "vf"` or `"pv"`: always on one path; `tenant = "NAME"`: whose it is.
     pub words: Words,
     /// `failover = "pv"`: QEMU's id of the PV NIC, a virtio-net device with `failover=on`. The guest's own
     /// net_failover takes the VF then, which has the PV NIC's address; there is no bond, and no agent is
@@ -63,6 +64,7 @@ struct Raw {
     weight: Option<Spanned<u32>>,
     priority: Option<Spanned<u8>>,
     min_percent: Option<Spanned<u8>>,
+    tenant: Option<Spanned<TenantName>>,
     pin: Option<Pin>,
     failover: Option<Spanned<String>>,
     numa_node: Option<u32>,
@@ -123,10 +125,39 @@ impl VmConfig {
                 weight: weight(&text, raw.weight.as_ref())?,
                 priority: to_hundred(&text, raw.priority.as_ref(), "priority")?,
                 min_percent: to_hundred(&text, raw.min_percent.as_ref(), "min_percent")?,
+                tenant: raw.tenant.map(Spanned::into_inner),
             },
             failover: raw.failover.as_ref().map(|id| failover(&text, id)).transpose()?,
             numa_node: raw.numa_node,
         })
+    }
+}
+
+impl VmConfig {
+    /// The same, if its tenant is one of these and of its pool.
+    ///
+    /// # Errors
+    /// [`ConfigError`] says what to do.
+    pub fn of_known_tenant(self, tenants: &Tenants) -> Result<Self, ConfigError> {
+        let Some(name) = &self.words.tenant else { return Ok(self) };
+        let refuse = |what: String, remedy: &str| {
+            let (file, remedy) = (self.file.clone(), remedy.to_owned());
+            Err(ConfigError { file, line: None, what, remedy })
+        };
+        match tenants.get(name) {
+            None => {
+                let what = format!("tenant {name} is not in the daemon's configuration");
+                refuse(what, "correct `tenant`, or add a section [tenant.NAME] there")
+            }
+            Some(tenant) if tenant.pool != self.pool => {
+                let what = format!(
+                    "tenant {name} is of pool {:?}, the VM of {:?}",
+                    tenant.pool, self.pool
+                );
+                refuse(what, "make them the same, or make a tenant for each pool")
+            }
+            Some(_) => Ok(self),
+        }
     }
 }
 
@@ -161,7 +192,7 @@ fn failover(text: &Text, id: &Spanned<String>) -> Result<String, ConfigError> {
     Err(text.refuse(id, what, "give the id of the virtio-net device that has failover=on"))
 }
 
-fn weight(text: &Text, weight: Option<&Spanned<u32>>) -> Result<u32, ConfigError> {
+pub(super) fn weight(text: &Text, weight: Option<&Spanned<u32>>) -> Result<u32, ConfigError> {
     match weight {
         None => Ok(1),
         Some(weight) if WEIGHTS.contains(weight.get_ref()) => Ok(*weight.get_ref()),

@@ -118,9 +118,10 @@ mod tests {
         let names: Vec<VmName> = (0..10_000).map(|i| format!("{i:064}").parse().unwrap()).collect();
         let standings = names.iter().map(|vm| (vm.clone(), standing)).collect();
         let pool = SavedPool {
-            memory: Memory { last_served: None, standings },
+            memory: Memory { standings, ..Memory::default() },
             ranking: names.iter().map(|vm| Ranked { vm: vm.clone(), reason }).collect(),
             winners: 63,
+            ..SavedPool::default()
         };
         let turns = names.into_iter().map(|vm| (vm, u64::MAX)).collect();
         let pools = [("default".to_owned(), pool)].into();

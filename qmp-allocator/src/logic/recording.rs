@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::decision::Decision;
 use super::engine::VmSpec;
+use super::policy::tenant::Tenants;
 use super::policy::{Strategy, Tuning, Words};
 use super::rate::Sample;
 
@@ -40,6 +41,9 @@ pub struct Head {
     /// What the strategy was set to.
     #[serde(default)]
     pub tuning: Tuning,
+    /// What tenants were due.
+    #[serde(default)]
+    pub tenants: Tenants,
 }
 
 /// Something that happened.
@@ -67,7 +71,7 @@ pub struct Member {
 
 impl From<&VmSpec> for Member {
     fn from(spec: &VmSpec) -> Self {
-        Self { pool: spec.pool.clone(), words: spec.words }
+        Self { pool: spec.pool.clone(), words: spec.words.clone() }
     }
 }
 

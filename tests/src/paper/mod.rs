@@ -20,6 +20,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use fastrand::Rng;
 use flexvf_protocol::VmName;
+use qmp_allocator::logic::policy::tenant::Tenants;
 use qmp_allocator::logic::policy::{Candidate, Memory, Rules, Strategy, Tuning, Words, rank};
 use report::Report;
 
@@ -87,11 +88,11 @@ impl Contender {
                     (0..pps.len()).map(|vm| chosen.contains(&vm)).collect()
                 }
                 Self::Policy(strategy) => {
-                    let rules = Rules { strategy, tuning: Tuning::default(), interval: INTERVAL };
+                    let (tuning, tenants) = (Tuning::default(), Tenants::default());
+                    let rules = Rules { strategy, tuning, interval: INTERVAL, tenants };
                     let candidates = candidates(pps, &holders);
                     let ranking = rank(&rules, &candidates, VFS, &mut memory);
-                    let first = ranking.iter().take(VFS).map(|ranked| &ranked.vm);
-                    let first: BTreeSet<&VmName> = first.collect();
+                    let first: BTreeSet<&VmName> = ranking.chosen().collect();
                     candidates.iter().map(|candidate| first.contains(&candidate.vm)).collect()
                 }
             };

@@ -126,11 +126,18 @@ impl World {
     fn are_served(&self, status: &Status, on_vf: &[usize], pool: usize) -> Result<(), String> {
         let members = |all: usize| (pool..all).step_by(self.plan.pools);
         let (vms, vfs) = (self.machines.len(), self.host.vfs.len());
-        let expected = members(vms).count().min(members(vfs).count());
+        let of_tenant = |vm: &usize| self.plan.tenant_of(*vm).is_some();
+        let most = self.plan.most_vfs(pool);
+        let bounded = members(vms).filter(of_tenant).count().min(most);
+        let others = members(vms).filter(|vm| !of_tenant(vm)).count();
+        let expected = (bounded + others).min(members(vfs).count());
         let on_vf: Vec<usize> = members(vms).filter(|vm| on_vf.contains(vm)).collect();
         if on_vf.len() != expected {
             let vfs: Vec<_> = status.pools.iter().flat_map(|pool| &pool.vfs).collect();
             return Err(format!("{} of {expected} VFs are in use: {vfs:?}", on_vf.len()));
+        }
+        if on_vf.iter().filter(|vm| of_tenant(vm)).count() > most {
+            return Err(format!("the tenant of pool {pool} has more than {most} VFs: {on_vf:?}"));
         }
         // Others have other reasons than who is busiest now.
         let Settings { strategy, tuning, .. } = &self.plan.settings;

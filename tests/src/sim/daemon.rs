@@ -91,7 +91,9 @@ impl World {
                 self.daemon.known.insert(vm, pin);
                 let (pool, weight) = (self.plan.pool_of(vm), 1 + vm as u32 % 3);
                 let (priority, min_percent) = self.plan.words_of(vm);
-                let spec = VmSpec { pool, words: Words { pin, weight, priority, min_percent } };
+                let tenant = self.plan.tenant_of(vm);
+                let words = Words { pin, weight, priority, min_percent, tenant };
+                let spec = VmSpec { pool, words };
                 events.push((vm, Event::Registered { vm: name, spec }));
             } else {
                 self.daemon.known.remove(&vm);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::table::Row;
+use crate::logic::policy::tenant::Tenants;
 use crate::logic::policy::{Rules, Strategy, Tuning};
 use crate::logic::simulate::Demand;
 use crate::logic::simulate::play::{Host, play};
@@ -61,7 +62,12 @@ impl Options {
             switch_cost: Duration::from_secs(self.switch_s),
             ..plain
         };
-        let rules = move |strategy, tuning| Rules { strategy, tuning, interval };
+        let rules = move |strategy, tuning| Rules {
+            strategy,
+            tuning,
+            interval,
+            tenants: Tenants::default(),
+        };
         let all = [
             ("fair", rules(Strategy::Fair, plain)),
             ("activity", rules(Strategy::Activity, plain)),

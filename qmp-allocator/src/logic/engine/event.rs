@@ -6,6 +6,7 @@ use std::time::Duration;
 use flexvf_protocol::VmName;
 
 use super::{AgentView, Held, Saved, VmSpec};
+use crate::logic::policy::tenant::Tenants;
 use crate::logic::policy::{Strategy, Tuning};
 use crate::logic::rate::Sample;
 use crate::logic::switch::{Action, Limits, Record, Report};
@@ -18,6 +19,8 @@ pub struct Settings {
     pub strategy: Strategy,
     /// What the strategy is set to.
     pub tuning: Tuning,
+    /// What tenants are due.
+    pub tenants: Tenants,
     /// The paper's T: between two decisions.
     pub interval: Duration,
     /// Most switches under way at once, over all pools.

@@ -4,25 +4,27 @@
 
 use flexvf_protocol::VmName;
 
-use super::{Candidate, Policy, Ranked, Reason, Round, Rules, Standing};
+use super::quota::Quotas;
+use super::{Candidate, Placed, Policy, Reason, Round, Rules, Standing};
 
 /// The VMs of a decision, by name, and those of them (indices) that have their place already.
 pub(super) struct Table<'a, 'b> {
     pub(super) open: &'b [&'a Candidate],
     /// None where nobody remembers.
     pub(super) standings: &'b mut [Standing],
+    pub(super) quotas: &'b mut Quotas,
     pub(super) due: &'b [usize],
 }
 
-/// Ranks the others, of whom there are more than VFs.
+/// Ranks the others, of whom there are more than VFs or more than may have one.
 pub(super) fn rank(
     rules: &Rules,
     policy: &dyn Policy,
     mut vfs: usize,
     table: Table<'_, '_>,
     last_served: &mut Option<VmName>,
-) -> Vec<Ranked> {
-    let Table { open, standings, due } = table;
+) -> Vec<Placed> {
+    let Table { open, standings, quotas, due } = table;
     let mut has_place = vec![false; open.len()];
     due.iter().for_each(|index| has_place.get_mut(*index).into_iter().for_each(|it| *it = true));
     let others = open.iter().enumerate().zip(has_place).filter(|(_, has_place)| !has_place);
@@ -33,26 +35,39 @@ pub(super) fn rank(
     for class in others.chunk_by(|(_, a), (_, b)| a.words.priority == b.words.priority) {
         let priority = class.first().map_or(0, |(_, candidate)| candidate.words.priority);
         let is_first = ranking.is_empty();
-        if class.len() <= vfs {
-            let reason = Reason::Priority { priority };
-            ranking.extend(class.iter().map(|(_, it)| Ranked { vm: it.vm.clone(), reason }));
+        let room = if quotas.are_none() {
+            class.len()
         } else {
-            let members: Vec<&Candidate> = class.iter().map(|(_, candidate)| *candidate).collect();
-            let known = class.iter().filter_map(|(index, _)| standings.get(*index).copied());
+            quotas.room_for(class.iter().map(|(index, _)| *index))
+        };
+        if class.len() <= vfs && room == class.len() {
+            let reason = Reason::Priority { priority };
+            ranking.extend(class.iter().map(|(index, _)| Placed::free(*index, reason)));
+        } else {
+            let (members, candidates): (Vec<usize>, Vec<&Candidate>) =
+                class.iter().copied().unzip();
+            let known = members.iter().filter_map(|index| standings.get(*index).copied());
             let mut known: Vec<Standing> = known.collect();
-            let round = Round { open: &members, vfs, rules, standings: &mut known, last_served };
-            let ranked = policy.rank(round);
-            if vfs == 0 && !is_first {
-                let outranked = Reason::Outranked { priority };
-                ranking.extend(ranked.into_iter().map(|it| Ranked { reason: outranked, ..it }));
-            } else {
-                ranking.extend(ranked);
-            }
-            for ((index, _), after) in class.iter().zip(known) {
+            let ranked = policy.rank(Round {
+                open: &candidates,
+                members: &members,
+                vfs: vfs.min(room),
+                rules,
+                standings: &mut known,
+                quotas,
+                last_served,
+            });
+            let is_outranked = vfs == 0 && !is_first;
+            ranking.extend(ranked.into_iter().filter_map(|it| {
+                let index = *members.get(it.index)?;
+                let reason = if is_outranked { Reason::Outranked { priority } } else { it.reason };
+                Some(Placed { index, reason, ..it })
+            }));
+            for (index, after) in members.iter().zip(known) {
                 standings.get_mut(*index).into_iter().for_each(|it| *it = after);
             }
         }
-        vfs = vfs.saturating_sub(class.len());
+        vfs = vfs.saturating_sub(room);
     }
     ranking
 }

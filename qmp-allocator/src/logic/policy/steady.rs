@@ -12,15 +12,15 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use super::{Candidate, Policy, Ranked, Reason, Round, Rules, Standing};
+use super::{Candidate, Placed, Policy, Reason, Round, Rules, Standing};
 
 pub(super) struct Steady;
 
 impl Policy for Steady {
-    fn rank(&self, round: Round<'_>) -> Vec<Ranked> {
+    fn rank(&self, round: Round<'_>) -> Vec<Placed> {
         let order = order(&round);
         let of = order.len();
-        order.into_iter().enumerate().map(|(index, bid)| bid.ranked(index + 1, of)).collect()
+        order.into_iter().enumerate().map(|(index, bid)| bid.placed(index + 1, of)).collect()
     }
 }
 
@@ -52,13 +52,13 @@ impl<'a> Bid<'a> {
         Self { index, candidate, sure, worth_pps: worth(candidate, rules) }
     }
 
-    pub(super) fn ranked(&self, place: usize, of: usize) -> Ranked {
+    pub(super) fn placed(&self, place: usize, of: usize) -> Placed {
         let pps = self.candidate.rate_pps;
         let reason = match self.sure {
             0 => Reason::Worth { place, of, pps, as_pps: self.worth_pps.max(0.0) },
             rounds => Reason::MinHold { rounds },
         };
-        Ranked { vm: self.candidate.vm.clone(), reason }
+        Placed::free(self.index, reason)
     }
 
     fn better_first(&self, other: &Self) -> Ordering {

@@ -1,6 +1,7 @@
 //! What every policy owes, and what each one promises.
 
 mod promises;
+mod tenants;
 
 use proptest::prelude::*;
 use proptest::strategy::Strategy as _;
@@ -21,7 +22,7 @@ pub(super) fn vm(name: &str, rate_pps: f64) -> Candidate {
 }
 
 pub(super) fn rules(strategy: Strategy) -> Rules {
-    Rules { strategy, tuning: Tuning::default(), interval: INTERVAL }
+    Rules { strategy, tuning: Tuning::default(), interval: INTERVAL, tenants: Tenants::default() }
 }
 
 /// Hysteresis of every kind.
@@ -31,8 +32,8 @@ pub(super) fn steady(margin_percent: u32, hold_rounds: u32) -> Rules {
     Rules { tuning, ..rules(Strategy::Activity) }
 }
 
-fn names(ranking: &[Ranked]) -> Vec<&str> {
-    ranking.iter().map(|ranked| ranked.vm.as_str()).collect()
+fn names(ranking: &Ranking) -> Vec<&str> {
+    ranking.vms.iter().map(|ranked| ranked.vm.as_str()).collect()
 }
 
 #[test]
@@ -51,8 +52,8 @@ fn while_vms_are_no_more_than_vfs_all_have_one() {
     let vms = [vm("a", 0.0), vm("b", 5.0)];
     for strategy in Strategy::ALL {
         let ranking = rank(&rules(strategy), &vms, 2, &mut Memory::default());
-        assert_eq!(ranking.len(), 2);
-        assert_eq!(ranking[0].reason.to_string(), "2 VMs, 2 VFs: all have one");
+        assert_eq!(ranking.vms.len(), 2);
+        assert_eq!(ranking.vms[0].reason.to_string(), "2 VMs, 2 VFs: all have one");
     }
 }
 
@@ -62,7 +63,7 @@ fn a_switch_that_costs_more_than_it_gains_is_not_made() {
     vms[0].holds_vf = true;
     let mut rules = rules(Strategy::Activity);
     let first = |rules: &Rules, vms: &[Candidate]| {
-        rank(rules, vms, 1, &mut Memory::default())[0].vm.to_string()
+        rank(rules, vms, 1, &mut Memory::default()).vms[0].vm.to_string()
     };
     assert_eq!(first(&rules, &vms), "wants");
     // Of a round of 300 s, 10 % more is worth 27 s without the VF, not 40 s.
@@ -84,7 +85,7 @@ fn a_reason_says_what_decided() {
     vms[0].holds_vf = true;
     let told = |rules: &Rules, memory: &mut Memory| {
         let ranking = rank(rules, &vms, 1, memory);
-        ranking.iter().map(|it| format!("{}: {}", it.vm, it.reason)).collect::<Vec<_>>()
+        ranking.vms.iter().map(|it| format!("{}: {}", it.vm, it.reason)).collect::<Vec<_>>()
     };
     let mut memory = Memory::default();
     let counted = "a: rank 1 of 2 at 100 packets/s, counted as 120";
@@ -127,7 +128,7 @@ fn guarantees_that_come_to_more_than_the_vfs_are_cut_alike() {
     let mut turns = [0, 0, 0];
     for _ in 0..300 {
         let ranking = rank(&rules(Strategy::Activity), &vms, 1, &mut memory);
-        turns[vms.iter().position(|it| it.vm == ranking[0].vm).unwrap()] += 1;
+        turns[vms.iter().position(|it| it.vm == ranking.vms[0].vm).unwrap()] += 1;
     }
     assert!((198..=202).contains(&turns[0]) && (98..=102).contains(&turns[1]), "{turns:?}");
 }
@@ -141,7 +142,7 @@ fn pins_go_before_guarantees_and_these_before_priorities() {
     for strategy in Strategy::ALL {
         let ranking = rank(&rules(strategy), &vms, 3, &mut Memory::default());
         assert_eq!(names(&ranking), ["pinned", "sure", "high", "busy"]);
-        let told: Vec<_> = ranking.iter().map(|it| it.reason.to_string()).collect();
+        let told: Vec<_> = ranking.vms.iter().map(|it| it.reason.to_string()).collect();
         assert_eq!(told[1], "guaranteed 1 % of the rounds, and this one is due");
         assert_eq!(told[2], "priority 1 goes before others");
         assert_eq!(told[3], "priority 0: VMs of higher priorities have all VFs");
@@ -161,7 +162,7 @@ fn pools() -> impl proptest::strategy::Strategy<Value = (Vec<Candidate>, usize)>
                 vm: format!("vm{i}").parse().unwrap(),
                 rate_pps,
                 holds_vf,
-                words: Words { pin, weight, priority, min_percent },
+                words: Words { pin, weight, priority, min_percent, tenant: None },
                 switch_took,
             }
         };
@@ -184,6 +185,7 @@ fn any_rules() -> impl proptest::strategy::Strategy<Value = Rules> {
                 ..Tuning::default()
             },
             interval: INTERVAL,
+            tenants: Tenants::default(),
         },
     )
 }
@@ -196,7 +198,7 @@ proptest! {
         let mut memory = Memory::default();
         for (vms, vfs) in rounds {
             let ranking = rank(&rules, &vms, vfs, &mut memory);
-            let mut got: Vec<_> = ranking.into_iter().map(|ranked| ranked.vm).collect();
+            let mut got: Vec<_> = ranking.vms.into_iter().map(|ranked| ranked.vm).collect();
             got.sort();
             let mut expected: Vec<_> =
                 vms.iter().filter(|c| c.words.pin != Some(Pin::Pv)).map(|c| c.vm.clone()).collect();
@@ -216,8 +218,8 @@ proptest! {
             let turned: Vec<_> = vms.iter().rev().cloned().collect();
             let again = rank(&rules, &turned, vfs, &mut other);
             // Pinned ones come as they are given, and all of them first.
-            let free = |ranking: Vec<Ranked>| -> Vec<Ranked> {
-                ranking.into_iter().filter(|it| it.reason != Reason::PinnedToVf).collect()
+            let free = |ranking: Ranking| -> Vec<Ranked> {
+                ranking.vms.into_iter().filter(|it| it.reason != Reason::PinnedToVf).collect()
             };
             prop_assert_eq!(free(ranking), free(again));
             let text = serde_json::to_string(&other).unwrap();
@@ -234,10 +236,10 @@ proptest! {
             (format!("vm{i}").parse().unwrap(), Standing { held, missed, owed, due, away })
         };
         let standings = found.into_iter().enumerate().map(standing).collect();
-        let mut memory = Memory { last_served: None, standings };
+        let mut memory = Memory { standings, ..Memory::default() };
         for _ in 0..3 {
             let ranking = rank(&rules, &vms, vfs, &mut memory);
-            prop_assert!(ranking.len() <= vms.len());
+            prop_assert!(ranking.vms.len() <= vms.len());
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::tenant::TenantName;
+
 /// Always on one path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -13,7 +15,7 @@ pub enum Pin {
 }
 
 /// All of it; by default nothing is said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Words {
     /// Goes before any policy.
@@ -28,11 +30,14 @@ pub struct Words {
     /// A VF in at least so many of the rounds in which it wants one, percent; 0 for no guarantee.
     #[serde(skip_serializing_if = "is_zero")]
     pub min_percent: u8,
+    /// Whose it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<TenantName>,
 }
 
 impl Default for Words {
     fn default() -> Self {
-        Self { pin: None, weight: 1, priority: 0, min_percent: 0 }
+        Self { pin: None, weight: 1, priority: 0, min_percent: 0, tenant: None }
     }
 }
 

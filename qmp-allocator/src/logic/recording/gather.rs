@@ -167,7 +167,7 @@ impl Gatherer {
         }
         pool.vfs = self.cut.vfs.unwrap_or(decision.vfs);
         if self.cut.interval.is_none() {
-            let chosen = decision.vms.iter().take(decision.vfs);
+            let chosen = decision.vms.iter().take(decision.winners());
             let chosen = chosen.filter_map(|place| pool.by_name.get(&place.vm).copied()).collect();
             pool.end_interval(Some(chosen));
         }

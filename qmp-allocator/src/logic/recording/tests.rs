@@ -7,6 +7,7 @@ use super::encode::Encoder;
 use super::gather::{Cut, Gathered, Gatherer};
 use super::*;
 use crate::logic::decision::tests::decision;
+use crate::logic::policy::tenant::Tenants;
 use crate::logic::policy::{Pin, Strategy};
 use crate::logic::rate::{Count, RateMeter, Trust};
 
@@ -26,6 +27,7 @@ pub(crate) fn head(began_at_ms: u64) -> Head {
         interval: Duration::from_secs(10),
         strategy: Strategy::Activity,
         tuning: Tuning::default(),
+        tenants: Tenants::default(),
     }
 }
 
@@ -70,7 +72,13 @@ fn a_few() -> Vec<Entry> {
         Entry::Vm(
             name("db"),
             Member {
-                words: Words { pin: Some(Pin::Vf), weight: 3, priority: 2, min_percent: 10 },
+                words: Words {
+                    pin: Some(Pin::Vf),
+                    weight: 3,
+                    priority: 2,
+                    min_percent: 10,
+                    tenant: None,
+                },
                 ..member()
             },
         ),

@@ -44,8 +44,7 @@ pub fn play(rules: &Rules, demand: &Demand, host: &Host) -> Outcome {
         let here = candidates.iter().filter(|candidate| candidate.rate_pps.is_some());
         let here: Vec<Candidate> = here.cloned().collect();
         let ranking = rank(rules, &here, seen.vfs, &mut memory);
-        let served: BTreeSet<VmName> =
-            ranking.into_iter().take(seen.vfs).map(|ranked| ranked.vm).collect();
+        let served: BTreeSet<&VmName> = ranking.chosen().collect();
         candidates.iter().map(|candidate| served.contains(&candidate.vm)).collect()
     };
     outcome(decide, demand, host, rules.interval)
@@ -155,6 +154,7 @@ fn jain(values: impl Iterator<Item = f64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logic::policy::tenant::Tenants;
     use crate::logic::policy::{Strategy, Tuning, Words};
     use proptest::prelude::*;
 
@@ -174,7 +174,12 @@ mod tests {
     }
 
     fn rules(strategy: Strategy) -> Rules {
-        Rules { strategy, tuning: Tuning::default(), interval: Duration::from_secs(100) }
+        Rules {
+            strategy,
+            tuning: Tuning::default(),
+            interval: Duration::from_secs(100),
+            tenants: Tenants::default(),
+        }
     }
 
     #[test]

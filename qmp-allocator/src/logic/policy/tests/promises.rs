@@ -29,7 +29,7 @@ impl Fleet {
     /// A round: who is served, by index.
     fn round(&mut self, rules: &Rules) -> BTreeSet<usize> {
         let ranking = rank(rules, &self.vms, self.vfs, &mut self.memory);
-        let served: BTreeSet<_> = ranking.iter().take(self.vfs).map(|ranked| &ranked.vm).collect();
+        let served: BTreeSet<_> = ranking.chosen().collect();
         for vm in &mut self.vms {
             let has = served.contains(&vm.vm);
             self.switches += usize::from(has && !vm.holds_vf);
