@@ -25,6 +25,11 @@ impl PciAddress {
     pub const fn bus(self) -> u8 {
         self.bus
     }
+
+    /// Bus, device and function as one number: functions of a domain are counted by it.
+    pub const fn routing_id(self) -> u16 {
+        (self.bus as u16) << 8 | (self.device as u16) << 3 | self.function as u16
+    }
 }
 
 impl fmt::Display for PciAddress {

@@ -13,7 +13,8 @@ use criterion::{Criterion, Throughput};
 use flexvf_protocol::VmName;
 use flexvf_protocol::agent::{Path, VfState};
 use qmp_allocator::logic::engine::{AgentView, Command, Engine, Event, Settings, VmSpec};
-use qmp_allocator::logic::policy::{Strategy, Tuning};
+use qmp_allocator::logic::policy::tenant::Tenants;
+use qmp_allocator::logic::policy::{Strategy, Tuning, Words};
 use qmp_allocator::logic::rate::{Count, Sample, Trust};
 use qmp_allocator::logic::switch::{Action, Limits, Report};
 use qmp_allocator::logic::vf::VfId;
@@ -124,7 +125,10 @@ impl Fleet {
         let vfs = (0..VFS).map(|i| VfId::new(format!("0000:01:{i:02x}.0"))).collect();
         fleet.tell(Event::Pool { pool: POOL.into(), vfs, problem: None });
         for (index, vm) in fleet.names.clone().into_iter().enumerate() {
-            let spec = VmSpec { pool: POOL.into(), pin: None, weight: 1 + index as u32 % 9 };
+            let spec = VmSpec {
+                pool: POOL.into(),
+                words: Words { weight: 1 + index as u32 % 9, ..Words::default() },
+            };
             fleet.tell(Event::Registered { vm: vm.clone(), spec });
             fleet.tell(Event::Observed { vm: vm.clone(), held: None, free_port: port() });
             fleet.tell(Event::Agent { vm, view: AgentView::Ready { active: Some(Path::Pv) } });
@@ -215,6 +219,7 @@ fn settings(strategy: Strategy, tuning: Tuning) -> Settings {
     Settings {
         strategy,
         tuning,
+        tenants: Tenants::default(),
         interval: INTERVAL,
         max_concurrent_switches: 4,
         limits: Limits {

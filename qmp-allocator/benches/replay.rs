@@ -14,7 +14,8 @@ use qmp_allocator::config::RecorderConfig;
 use qmp_allocator::io::recorder::Recorder;
 use qmp_allocator::io::recording::read;
 use qmp_allocator::logic::decision::Decision;
-use qmp_allocator::logic::policy::{Candidate, Memory, Rules, Strategy, Tuning, rank};
+use qmp_allocator::logic::policy::tenant::Tenants;
+use qmp_allocator::logic::policy::{Candidate, Memory, Rules, Strategy, Tuning, Words, rank};
 use qmp_allocator::logic::rate::{Count, Sample, Trust};
 use qmp_allocator::logic::recording::gather::{Cut, Gatherer};
 use qmp_allocator::logic::recording::{Entry, Head, Member};
@@ -26,8 +27,12 @@ const VMS: usize = 100;
 const VFS: usize = 63;
 const DAY_S: u64 = 86_400;
 const INTERVAL: Duration = Duration::from_secs(300);
-const RULES: fn(Strategy) -> Rules =
-    |strategy| Rules { strategy, tuning: Tuning::default(), interval: INTERVAL };
+const RULES: fn(Strategy) -> Rules = |strategy| Rules {
+    strategy,
+    tuning: Tuning::default(),
+    interval: INTERVAL,
+    tenants: Tenants::default(),
+};
 
 fn main() {
     // `cargo test --benches` asks for no more than that it starts.
@@ -65,6 +70,7 @@ fn record(folder: &Path) {
         interval: INTERVAL,
         strategy: Strategy::Activity,
         tuning: Tuning::default(),
+        tenants: Tenants::default(),
     };
     let config = RecorderConfig { folder: folder.to_owned(), max_bytes: 1_000_000_000 };
     let mut recorder = Recorder::start(config, head).unwrap();
@@ -72,7 +78,7 @@ fn record(folder: &Path) {
     let mut source = Workload::new(Shape::Bursty, VMS, INTERVAL.as_secs(), 1);
     let names = source.names();
     for vm in &names {
-        let member = Member { pool: "default".into(), pin: None, weight: 1 };
+        let member = Member { pool: "default".into(), words: Words::default() };
         recorder.add(Entry::Vm(vm.clone(), member));
         entries += 1;
     }
@@ -122,17 +128,24 @@ impl Decider {
             vm: vm.clone(),
             rate_pps: Some(*pps),
             holds_vf: self.holders.contains(vm),
-            pin: None,
-            weight: 1,
+            words: Words::default(),
             switch_took: None,
         });
         let mut candidates: Vec<Candidate> = candidates.collect();
         candidates.sort_by(|a, b| a.vm.cmp(&b.vm));
         let ranking = rank(&RULES(Strategy::Activity), &candidates, VFS, &mut self.memory);
-        self.holders = ranking.iter().take(VFS).map(|ranked| ranked.vm.clone()).collect();
+        self.holders = ranking.chosen().cloned().collect();
         let round = second / INTERVAL.as_secs();
         let activity = Strategy::Activity;
-        Decision::new("default", round, second * 1000, activity, VFS, &candidates, &ranking)
+        Decision::new(
+            "default",
+            round,
+            second * 1000,
+            activity,
+            VFS,
+            &candidates,
+            (&ranking.vms, ranking.winners),
+        )
     }
 }
 

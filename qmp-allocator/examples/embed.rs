@@ -23,6 +23,7 @@ use flexvf_protocol::{PciAddress, VmName};
 use qmp_allocator::logic::engine::{
     AgentView, Command, Engine, Event, Held, Settings, SwitchEnd, VmSpec,
 };
+use qmp_allocator::logic::policy::tenant::Tenants;
 use qmp_allocator::logic::policy::{Strategy, Tuning};
 use qmp_allocator::logic::rate::{Count, Sample, Trust};
 use qmp_allocator::logic::switch::{Action, Limits, Report};
@@ -116,6 +117,7 @@ impl Program {
         let settings = Settings {
             strategy: Strategy::Activity,
             tuning: Tuning::default(),
+            tenants: Tenants::default(),
             interval: Duration::from_secs(300),
             max_concurrent_switches: 4,
             limits: Limits {
@@ -135,7 +137,7 @@ impl Program {
         let vfs = vfs.iter().map(VfId::new).collect();
         program.on(Event::Pool { pool: POOL.into(), vfs, problem: None });
         for vm in program.vms.keys().cloned().collect::<Vec<_>>() {
-            let spec = VmSpec { pool: POOL.into(), pin: None, weight: 1 };
+            let spec = VmSpec { pool: POOL.into(), ..VmSpec::default() };
             program.on(Event::Registered { vm: vm.clone(), spec });
             program.on(Event::Agent { vm: vm.clone(), view: AgentView::Ready { active: None } });
             program.observe(&vm);

@@ -139,7 +139,7 @@ impl Daemon {
         let shared = Shared { host, deadlines: config.deadlines, grid };
         Ok(Self {
             engine: Engine::new(now(), settings(&config, mode), &names, saved),
-            registry: Registry::new(config.vms_dir.clone()),
+            registry: Registry::new(config.vms_dir.clone(), config.tenants.clone()),
             shared: Arc::new(shared),
             vms: BTreeMap::new(),
             problems: Vec::new(),
@@ -328,7 +328,7 @@ impl Drop for VmHandle {
 }
 
 fn registered(config: &VmConfig) -> Event {
-    let spec = VmSpec { pool: config.pool.clone(), pin: config.pin, weight: config.weight };
+    let spec = VmSpec { pool: config.pool.clone(), words: config.words.clone() };
     Event::Registered { vm: config.name.clone(), spec }
 }
 
@@ -372,6 +372,7 @@ fn settings(config: &Config, mode: Mode) -> Settings {
     Settings {
         strategy: config.strategy,
         tuning: config.tuning,
+        tenants: config.tenants.clone(),
         interval: config.interval,
         max_concurrent_switches: match mode {
             Mode::Act => config.max_concurrent_switches,

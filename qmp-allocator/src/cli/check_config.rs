@@ -24,7 +24,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         pools.len(),
         pools.join(", ")
     );
-    let mut registry = Registry::new(config.vms_dir.clone());
+    let mut registry = Registry::new(config.vms_dir.clone(), config.tenants.clone());
     let scan = registry.scan();
     let strangers: Vec<String> = scan
         .vms

@@ -7,6 +7,7 @@ use flexvf_protocol::PciAddress;
 use serde::Deserialize;
 
 use super::{ConfigError, VfOptions, raw};
+use crate::logic::policy::tenant::Tenants;
 pub use crate::logic::policy::{Strategy, Tuning};
 
 /// Everything the daemon is told.
@@ -16,6 +17,8 @@ pub struct Config {
     pub strategy: Strategy,
     /// What the strategy is set to. `[policy]`.
     pub tuning: Tuning,
+    /// What tenants are due. `[tenant.NAME]`.
+    pub tenants: Tenants,
     /// Time between two assignments, the paper's T. `interval_s = 300`.
     pub interval: Duration,
     /// Time between two samples of the counters. `sample_interval_s = 10`.
@@ -139,6 +142,12 @@ pub enum VfioKind {
 }
 
 impl VfRange {
+    /// Addresses in it, whether there is a function or not.
+    fn functions(&self) -> usize {
+        let number = |it: PciAddress| usize::from(it.routing_id());
+        (number(self.last) + 1).saturating_sub(number(self.first))
+    }
+
     /// Whether a function is in it.
     pub fn contains(&self, address: PciAddress) -> bool {
         (self.first..=self.last).contains(&address)
@@ -163,6 +172,19 @@ pub enum MacOrder {
     /// active port (`fail_over_mac=follow`).
     #[default]
     OwnMacFollow,
+}
+
+impl Pool {
+    /// VFs that it may have at most, as far as the file says.
+    pub(super) fn most_vfs(&self) -> Option<usize> {
+        match &self.kind {
+            PoolKind::Emulated(pool) => Some(pool.taps.len()),
+            PoolKind::Sriov(pool) => {
+                let functions = |range: &VfRange| range.functions();
+                pool.vfs.as_ref().map(|ranges| ranges.iter().map(functions).sum())
+            }
+        }
+    }
 }
 
 impl Config {

@@ -3,7 +3,9 @@
 mod policy;
 mod pool;
 mod recorder;
+mod tenant;
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -36,6 +38,8 @@ struct Raw {
     recorder: recorder::RawRecorder,
     #[serde(default)]
     deadlines: RawDeadlines,
+    #[serde(default)]
+    tenant: BTreeMap<Spanned<String>, tenant::RawTenant>,
     #[serde(default)]
     pool: Vec<Spanned<RawPool>>,
 }
@@ -111,6 +115,7 @@ pub(super) fn load(path: &Path) -> Result<Config, ConfigError> {
         None => Ok(default(other)),
     };
     let state_file = of(raw.state_file.as_ref(), "/var/lib/flexvf/state.json")?;
+    let pools = pools(path, &text, &raw.pool)?;
     Ok(Config {
         strategy: raw.strategy.unwrap_or(Strategy::Fair),
         tuning: policy::tuning(&text, &raw.policy, interval)?,
@@ -125,7 +130,8 @@ pub(super) fn load(path: &Path) -> Result<Config, ConfigError> {
         },
         max_concurrent_switches: switches(&text, raw.max_concurrent_switches.as_ref())?,
         deadlines: deadlines(&text, &raw.deadlines)?,
-        pools: pools(path, &text, &raw.pool)?,
+        tenants: tenant::tenants(&text, &raw.tenant, &pools)?,
+        pools,
     })
 }
 

@@ -11,6 +11,8 @@ use super::text::Text;
 use super::vf::{RawVf, Requirable};
 use super::{ConfigError, VfOptions};
 pub use crate::logic::policy::Pin;
+use crate::logic::policy::Words;
+use crate::logic::policy::tenant::{TenantName, Tenants};
 use crate::logic::settings::VfLink;
 
 /// A VM as its file registers it.
@@ -34,10 +36,10 @@ pub struct VmConfig {
     pub ports: Vec<String>,
     /// `pool = "default"`: which pool its VFs come from.
     pub pool: String,
-    /// `weight = 1`: share of VF time or rate against other VMs, 1 to 1000.
-    pub weight: u32,
-    /// `pin = "vf"` or `"pv"`: always on one path.
-    pub pin: Option<Pin>,
+    /// `weight = 1`: share of VF time or rate against other VMs, 1 to 1000; `priority = 0`: higher ones go
+    /// before lower ones, 0 to 100; `min_percent = 0`: a VF in at least so many of the rounds in which it
+    /// wants one, 0 to 100; `pin = "vf"` or `"pv"`: always on one path; `tenant = "NAME"`: whose it is.
+    pub words: Words,
     /// `failover = "pv"`: QEMU's id of the PV NIC, a virtio-net device with `failover=on`. The guest's own
     /// net_failover takes the VF then, which has the PV NIC's address; there is no bond, and no agent is
     /// needed.
@@ -60,6 +62,9 @@ struct Raw {
     ports: Spanned<Vec<Spanned<String>>>,
     pool: Option<String>,
     weight: Option<Spanned<u32>>,
+    priority: Option<Spanned<u8>>,
+    min_percent: Option<Spanned<u8>>,
+    tenant: Option<Spanned<TenantName>>,
     pin: Option<Pin>,
     failover: Option<Spanned<String>>,
     numa_node: Option<u32>,
@@ -115,11 +120,44 @@ impl VmConfig {
             pv_interface: pv_interface.transpose()?,
             ports: ports(&text, &raw.ports)?,
             pool: raw.pool.unwrap_or_else(|| "default".into()),
-            weight: weight(&text, raw.weight.as_ref())?,
-            pin: raw.pin,
+            words: Words {
+                pin: raw.pin,
+                weight: weight(&text, raw.weight.as_ref())?,
+                priority: to_hundred(&text, raw.priority.as_ref(), "priority")?,
+                min_percent: to_hundred(&text, raw.min_percent.as_ref(), "min_percent")?,
+                tenant: raw.tenant.map(Spanned::into_inner),
+            },
             failover: raw.failover.as_ref().map(|id| failover(&text, id)).transpose()?,
             numa_node: raw.numa_node,
         })
+    }
+}
+
+impl VmConfig {
+    /// The same, if its tenant is one of these and of its pool.
+    ///
+    /// # Errors
+    /// [`ConfigError`] says what to do.
+    pub fn of_known_tenant(self, tenants: &Tenants) -> Result<Self, ConfigError> {
+        let Some(name) = &self.words.tenant else { return Ok(self) };
+        let refuse = |what: String, remedy: &str| {
+            let (file, remedy) = (self.file.clone(), remedy.to_owned());
+            Err(ConfigError { file, line: None, what, remedy })
+        };
+        match tenants.get(name) {
+            None => {
+                let what = format!("tenant {name} is not in the daemon's configuration");
+                refuse(what, "correct `tenant`, or add a section [tenant.NAME] there")
+            }
+            Some(tenant) if tenant.pool != self.pool => {
+                let what = format!(
+                    "tenant {name} is of pool {:?}, the VM of {:?}",
+                    tenant.pool, self.pool
+                );
+                refuse(what, "make them the same, or make a tenant for each pool")
+            }
+            Some(_) => Ok(self),
+        }
     }
 }
 
@@ -154,7 +192,7 @@ fn failover(text: &Text, id: &Spanned<String>) -> Result<String, ConfigError> {
     Err(text.refuse(id, what, "give the id of the virtio-net device that has failover=on"))
 }
 
-fn weight(text: &Text, weight: Option<&Spanned<u32>>) -> Result<u32, ConfigError> {
+pub(super) fn weight(text: &Text, weight: Option<&Spanned<u32>>) -> Result<u32, ConfigError> {
     match weight {
         None => Ok(1),
         Some(weight) if WEIGHTS.contains(weight.get_ref()) => Ok(*weight.get_ref()),
@@ -162,6 +200,17 @@ fn weight(text: &Text, weight: Option<&Spanned<u32>>) -> Result<u32, ConfigError
             let what = format!("weight {}", weight.get_ref());
             let (least, most) = WEIGHTS.into_inner();
             Err(text.refuse(weight, what, format!("give {least} to {most}")))
+        }
+    }
+}
+
+/// 0 where it is not said.
+fn to_hundred(text: &Text, found: Option<&Spanned<u8>>, key: &str) -> Result<u8, ConfigError> {
+    match found {
+        None => Ok(0),
+        Some(value) if *value.get_ref() <= 100 => Ok(*value.get_ref()),
+        Some(value) => {
+            Err(text.refuse(value, format!("{key} {}", value.get_ref()), "give 0 to 100"))
         }
     }
 }
@@ -198,8 +247,10 @@ mod tests {
     fn three_keys_register_a_vm() {
         let vm = load("web-1.toml", GOOD).unwrap();
         assert_eq!(vm.name.as_str(), "web-1");
-        assert_eq!((vm.pool.as_str(), vm.weight, vm.pin), ("default", 1, None));
+        assert_eq!((vm.pool.as_str(), vm.words.weight, vm.words.pin), ("default", 1, None));
         assert_eq!(vm.ports, ["rp1"]);
+        let vm = load("web-1.toml", &format!("{GOOD}priority = 5\nmin_percent = 20\n")).unwrap();
+        assert_eq!((vm.words.priority, vm.words.min_percent), (5, 20));
     }
 
     #[test]
@@ -263,6 +314,8 @@ mod tests {
                 "web.toml:1: \"qmp.sock\" is a relative path; give it in full, from / on",
             ),
             (format!("{GOOD}weight = 0\n"), "web.toml:4: weight 0; give 1 to 1000"),
+            (format!("{GOOD}priority = 101\n"), "web.toml:4: priority 101; give 0 to 100"),
+            (format!("{GOOD}min_percent = 101\n"), "web.toml:4: min_percent 101; give 0 to 100"),
             (
                 format!("{GOOD}pv_interface = \"a/b\"\n"),
                 "web.toml:4: \"a/b\" is no interface name; give 1 to 15 letters, digits, '.', '_' or '-', as `ip link` shows it",

@@ -22,6 +22,7 @@ pub(super) fn start(config: &Config) -> Option<Recorder> {
         interval: config.interval,
         strategy: config.strategy,
         tuning: config.tuning,
+        tenants: config.tenants.clone(),
     };
     let started = Recorder::start(config.recorder.clone()?, head);
     started.inspect_err(|error| warn!(%error, "nothing is recorded: no thread for it")).ok()

@@ -106,15 +106,22 @@ mod tests {
 
     #[test]
     fn all_that_is_remembered_of_ten_thousand_vms_is_read_again() {
-        let standing = Standing { held: 0, missed: 1_000_000, owed: -1_999_999_999, away: 4 };
+        let standing = Standing {
+            held: 0,
+            missed: 1_000_000,
+            owed: -1_999_999_999,
+            due: -999_999_999,
+            away: 4,
+        };
         let reason =
             Reason::Worth { place: 10_000, of: 10_000, pps: Some(1e6 / 3.0), as_pps: 1e5 / 3.0 };
         let names: Vec<VmName> = (0..10_000).map(|i| format!("{i:064}").parse().unwrap()).collect();
         let standings = names.iter().map(|vm| (vm.clone(), standing)).collect();
         let pool = SavedPool {
-            memory: Memory { last_served: None, standings },
+            memory: Memory { standings, ..Memory::default() },
             ranking: names.iter().map(|vm| Ranked { vm: vm.clone(), reason }).collect(),
             winners: 63,
+            ..SavedPool::default()
         };
         let turns = names.into_iter().map(|vm| (vm, u64::MAX)).collect();
         let pools = [("default".to_owned(), pool)].into();

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use flexvf_protocol::{MacAddr, VmName};
 
 use crate::config::VmConfig;
+use crate::logic::policy::tenant::Tenants;
 
 /// What the folder holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub struct Scan {
 #[derive(Debug)]
 pub struct Registry {
     dir: PathBuf,
+    /// Those that a VM may be of.
+    tenants: Tenants,
     read: BTreeMap<PathBuf, Entry>,
     /// Whether `read` has changed since it was sorted out.
     fresh: bool,
@@ -60,9 +63,10 @@ struct Stamp {
 
 impl Registry {
     /// For a folder, which need not exist yet.
-    pub fn new(dir: PathBuf) -> Self {
+    pub fn new(dir: PathBuf, tenants: Tenants) -> Self {
         Self {
             dir,
+            tenants,
             read: BTreeMap::new(),
             fresh: false,
             dir_problems: Vec::new(),
@@ -147,7 +151,8 @@ impl Registry {
             return;
         }
         let before = known.and_then(|entry| entry.good.clone());
-        let (good, problem) = match VmConfig::load(&path) {
+        let loaded = VmConfig::load(&path).and_then(|vm| vm.of_known_tenant(&self.tenants));
+        let (good, problem) = match loaded {
             Ok(vm) => (Some(Arc::new(vm)), None),
             Err(error) if before.is_some() => {
                 let line = format!("{error} (what it said before stays in force)");
@@ -230,6 +235,7 @@ const MAX_ENTRIES: usize = 4 * MAX_FILES;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logic::policy::tenant::Tenant;
 
     fn vm(number: u8) -> String {
         format!(
@@ -244,7 +250,7 @@ mod tests {
     #[test]
     fn files_come_and_go() {
         let dir = tempfile::tempdir().unwrap();
-        let mut registry = Registry::new(dir.path().into());
+        let mut registry = Registry::new(dir.path().into(), Tenants::default());
         assert!(!registry.scan().changed);
         fs::write(dir.path().join("a.toml"), vm(1)).unwrap();
         fs::write(dir.path().join("b.toml"), vm(2)).unwrap();
@@ -264,12 +270,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.toml");
         fs::write(&path, vm(1)).unwrap();
-        let mut registry = Registry::new(dir.path().into());
+        let mut registry = Registry::new(dir.path().into(), Tenants::default());
         let first = Arc::clone(registry.scan().vms.values().next().unwrap());
         let again = Arc::clone(registry.scan().vms.values().next().unwrap());
         assert!(Arc::ptr_eq(&first, &again));
         fs::write(&path, vm(1) + "weight = 7\n").unwrap();
-        assert_eq!(registry.scan().vms.values().next().unwrap().weight, 7);
+        assert_eq!(registry.scan().vms.values().next().unwrap().words.weight, 7);
     }
 
     #[test]
@@ -278,14 +284,14 @@ mod tests {
         fs::write(dir.path().join("a.toml"), vm(1)).unwrap();
         let an_hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
         fs::File::open(dir.path()).unwrap().set_modified(an_hour_ago).unwrap();
-        let mut registry = Registry::new(dir.path().into());
+        let mut registry = Registry::new(dir.path().into(), Tenants::default());
         assert!(registry.scan().changed);
         fs::write(dir.path().join("a.toml"), vm(1) + "weight = 7\n").unwrap();
         assert!(!registry.scan().changed);
         let (stamp, looked) = registry.looked.unwrap();
         registry.looked = Some((stamp, looked.checked_sub(LOOK_PERIOD).unwrap()));
         assert!(registry.scan().changed);
-        assert_eq!(registry.scan.vms.values().next().unwrap().weight, 7);
+        assert_eq!(registry.scan.vms.values().next().unwrap().words.weight, 7);
         assert!(!registry.scan().changed);
         fs::write(dir.path().join("b.toml"), vm(2)).unwrap();
         assert_eq!(names(registry.scan()), ["a", "b"]);
@@ -297,7 +303,7 @@ mod tests {
         fs::write(dir.path().join("a.toml"), "qmp = 1\n").unwrap();
         fs::write(dir.path().join("b.toml"), vm(2)).unwrap();
         fs::create_dir(dir.path().join("c.toml")).unwrap();
-        let mut registry = Registry::new(dir.path().into());
+        let mut registry = Registry::new(dir.path().into(), Tenants::default());
         let scan = registry.scan();
         assert_eq!(names(scan), ["b"]);
         let [(_, a), (_, c)] = &scan.problems[..] else {
@@ -308,11 +314,33 @@ mod tests {
     }
 
     #[test]
+    fn a_tenant_must_be_known_and_of_the_vm_s_pool() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.toml"), vm(1) + "tenant = \"acme\"\n").unwrap();
+        fs::write(dir.path().join("b.toml"), vm(2) + "tenant = \"acme\"\npool = \"b\"\n").unwrap();
+        fs::write(dir.path().join("c.toml"), vm(3) + "tenant = \"acne\"\n").unwrap();
+        let acme = Tenant {
+            name: "acme".parse().unwrap(),
+            pool: "default".into(),
+            weight: 1,
+            min_vfs: 0,
+            max_vfs: None,
+            reserved_vfs: 0,
+        };
+        let mut registry = Registry::new(dir.path().into(), vec![acme].into());
+        let scan = registry.scan();
+        assert_eq!(names(scan), ["a"]);
+        let lines: Vec<_> = scan.problems.iter().map(|(_, line)| line.as_str()).collect();
+        assert!(lines[0].ends_with("b.toml: tenant acme is of pool \"default\", the VM of \"b\"; make them the same, or make a tenant for each pool"), "{lines:?}");
+        assert!(lines[1].ends_with("c.toml: tenant acne is not in the daemon's configuration; correct `tenant`, or add a section [tenant.NAME] there"), "{lines:?}");
+    }
+
+    #[test]
     fn a_slip_in_a_file_does_not_take_the_vm_away() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.toml");
         fs::write(&path, vm(1)).unwrap();
-        let mut registry = Registry::new(dir.path().into());
+        let mut registry = Registry::new(dir.path().into(), Tenants::default());
         registry.scan();
         fs::write(&path, vm(1) + "weight = \n").unwrap();
         let scan = registry.scan();
@@ -329,7 +357,7 @@ mod tests {
         fs::write(dir.path().join("a.toml"), vm(1)).unwrap();
         fs::write(dir.path().join("b.toml"), vm(1).replace("/run/1", "/run/2")).unwrap();
         fs::write(dir.path().join("c.toml"), vm(3).replace("/run/3", "/run/1")).unwrap();
-        let mut registry = Registry::new(dir.path().into());
+        let mut registry = Registry::new(dir.path().into(), Tenants::default());
         let scan = registry.scan();
         assert_eq!(names(scan), ["a"]);
         let lines: Vec<_> = scan.problems.iter().map(|(_, line)| line.clone()).collect();
@@ -351,7 +379,7 @@ mod tests {
     fn a_newcomer_does_not_take_the_mac_of_a_vm_that_has_it() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("b.toml"), vm(1)).unwrap();
-        let mut registry = Registry::new(dir.path().into());
+        let mut registry = Registry::new(dir.path().into(), Tenants::default());
         assert_eq!(names(registry.scan()), ["b"]);
         fs::write(dir.path().join("a.toml"), vm(1).replace("/run/1", "/run/2")).unwrap();
         let scan = registry.scan();
@@ -362,7 +390,7 @@ mod tests {
     fn a_fifo_is_a_problem_and_does_not_keep_the_scan_waiting() {
         let dir = tempfile::tempdir().unwrap();
         nix::unistd::mkfifo(&dir.path().join("f.toml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let mut registry = Registry::new(dir.path().into());
+        let mut registry = Registry::new(dir.path().into(), Tenants::default());
         let scan = registry.scan();
         assert!(scan.problems[0].1.contains("not a regular file"), "{:?}", scan.problems);
     }
@@ -371,7 +399,7 @@ mod tests {
     fn a_missing_folder_is_a_problem_and_heals() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vms");
-        let mut registry = Registry::new(path.clone());
+        let mut registry = Registry::new(path.clone(), Tenants::default());
         assert_eq!(registry.scan().problems.len(), 1);
         fs::create_dir(&path).unwrap();
         fs::write(path.join("a.toml"), vm(1)).unwrap();

@@ -6,7 +6,7 @@
 use flexvf_protocol::VmName;
 use serde::{Deserialize, Serialize};
 
-use super::policy::{Candidate, Pin, Ranked, Reason, Strategy};
+use super::policy::{Candidate, Ranked, Reason, Strategy, Words};
 
 /// Of one pool, in one round. Field names are an interface (recordings, `--json`): only additions are allowed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,7 +21,10 @@ pub struct Decision {
     pub strategy: Strategy,
     /// VFs that could be given away.
     pub vfs: usize,
-    /// VMs that were ranked, best first. The first `vfs` of them are chosen.
+    /// VFs that are kept from all who could else have them.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub unused: usize,
+    /// VMs that were ranked, best first. The first `vfs` of them are chosen, less `unused`.
     pub vms: Vec<Place>,
 }
 
@@ -36,12 +39,9 @@ pub struct Place {
     /// It had a VF.
     #[serde(default, skip_serializing_if = "is_default")]
     pub had_vf: bool,
-    /// The operator's word.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pin: Option<Pin>,
-    /// Its share against the others'.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
-    pub weight: u32,
+    /// What the operator said of it.
+    #[serde(flatten)]
+    pub words: Words,
     /// Why it stands here.
     pub reason: Reason,
     /// Whose VF it is to get; none if it has one, or gets one that nobody had.
@@ -53,7 +53,8 @@ pub struct Place {
 }
 
 impl Decision {
-    /// The decision that ranked these candidates so. `candidates` are in the order of their names.
+    /// The decision that ranked these candidates so, and chose so many of the first. `candidates` are in the order of
+    /// their names.
     pub fn new(
         pool: &str,
         round: u64,
@@ -61,7 +62,7 @@ impl Decision {
         strategy: Strategy,
         vfs: usize,
         candidates: &[Candidate],
-        ranking: &[Ranked],
+        (ranking, chosen): (&[Ranked], usize),
     ) -> Self {
         let vms = ranking.iter().filter_map(|ranked| {
             let found =
@@ -71,8 +72,7 @@ impl Decision {
                 vm: ranked.vm.clone(),
                 pps: candidate.rate_pps,
                 had_vf: candidate.holds_vf,
-                pin: candidate.pin,
-                weight: candidate.weight,
+                words: candidate.words.clone(),
                 reason: ranked.reason,
                 displaces: None,
                 displaced_by: None,
@@ -80,14 +80,21 @@ impl Decision {
         });
         let holders = candidates.iter().filter(|candidate| candidate.holds_vf).count();
         let pool = pool.to_owned();
-        let mut decision = Self { pool, round, at_ms, strategy, vfs, vms: vms.collect() };
+        let vms: Vec<Place> = vms.collect();
+        let unused = vfs.min(vms.len()).saturating_sub(chosen);
+        let mut decision = Self { pool, round, at_ms, strategy, vfs, unused, vms };
         decision.displace(vfs.saturating_sub(holders));
         decision
     }
 
     /// Whether the VM at this place, from 0, was chosen.
-    pub const fn chooses(&self, place: usize) -> bool {
-        place < self.vfs
+    pub fn chooses(&self, place: usize) -> bool {
+        place < self.winners()
+    }
+
+    /// VMs that were chosen.
+    pub fn winners(&self) -> usize {
+        self.vfs.min(self.vms.len()).saturating_sub(self.unused)
     }
 
     /// A VM's place from 0, and what was made of it.
@@ -97,17 +104,17 @@ impl Decision {
 
     /// VMs that are to get a VF, best first.
     pub fn gainers(&self) -> impl Iterator<Item = &Place> {
-        self.vms.iter().take(self.vfs).filter(|place| !place.had_vf)
+        self.vms.iter().take(self.winners()).filter(|place| !place.had_vf)
     }
 
     /// VMs that had a VF and are not chosen, best first.
     pub fn losers(&self) -> impl Iterator<Item = &Place> {
-        self.vms.iter().skip(self.vfs).filter(|place| place.had_vf)
+        self.vms.iter().skip(self.winners()).filter(|place| place.had_vf)
     }
 
     /// Free VFs are given first; then the worst loser gives way to the best who has none yet.
     fn displace(&mut self, free: usize) {
-        let winners = self.vfs.min(self.vms.len());
+        let winners = self.winners();
         let (chosen, others) = self.vms.split_at_mut(winners);
         let gainers = chosen.iter_mut().filter(|place| !place.had_vf).skip(free);
         let losers = others.iter_mut().rev().filter(|place| place.had_vf);
@@ -122,17 +129,10 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-const fn one() -> u32 {
-    1
-}
-
-const fn is_one(weight: &u32) -> bool {
-    *weight == 1
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::logic::policy::tenant::Tenants;
     use crate::logic::policy::{Memory, Rules, Strategy, Tuning, rank};
     use proptest::prelude::*;
     use std::time::Duration;
@@ -145,8 +145,7 @@ pub(super) mod tests {
                 vm: name.parse().unwrap(),
                 rate_pps: Some(*pps),
                 holds_vf: *holds_vf,
-                pin: None,
-                weight: 1,
+                words: Words::default(),
                 switch_took: None,
             })
             .collect();
@@ -154,9 +153,11 @@ pub(super) mod tests {
             strategy: Strategy::Activity,
             tuning: Tuning::default(),
             interval: Duration::from_secs(300),
+            tenants: Tenants::default(),
         };
         let ranking = rank(&rules, &candidates, vfs, &mut Memory::default());
-        Decision::new("default", 1, 5, Strategy::Activity, vfs, &candidates, &ranking)
+        let ranking = (&ranking.vms[..], ranking.winners);
+        Decision::new("default", 1, 5, Strategy::Activity, vfs, &candidates, ranking)
     }
 
     #[test]

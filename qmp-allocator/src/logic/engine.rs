@@ -21,7 +21,8 @@ use std::time::Duration;
 
 use flexvf_protocol::VmName;
 
-use super::policy::{Memory, Pin};
+use super::policy::tenant::Tenants;
+use super::policy::{Memory, Words};
 use super::rate::RateMeter;
 use super::reconcile::{Desired, PoolView, Step, near, reconcile};
 use super::switch::{Action, Direction, Input, Outcome, Phase, Record, Report, Tenure};
@@ -62,6 +63,8 @@ pub(super) struct Pool {
     /// NUMA nodes of VFs, where the host has several.
     nodes: BTreeMap<VfId, u32>,
     memory: Memory,
+    /// What its tenants are due.
+    tenants: Tenants,
     /// What the last decision went by, for whoever asks.
     considered: Option<Considered>,
     /// By an earlier daemon's ranking, until this one has decided.
@@ -77,7 +80,10 @@ impl Engine {
     pub fn new(now: Duration, settings: Settings, pools: &[String], saved: Option<Saved>) -> Self {
         let saved = saved.unwrap_or_default();
         let next_round = saved.next_round(now, settings.interval);
-        let restored = |name: &String| (name.clone(), saved.pool(name));
+        let restored = |name: &String| {
+            let tenants = settings.tenants.of_pool(name);
+            (name.clone(), Pool { tenants, ..saved.pool(name) })
+        };
         Self {
             vms: BTreeMap::new(),
             pools: pools.iter().map(restored).collect(),
@@ -96,7 +102,7 @@ impl Engine {
     /// Takes an event and answers what to do.
     pub fn on(&mut self, now: Duration, event: Event) -> Vec<Command> {
         let mut out = Vec::new();
-        let touched = event.vm().cloned();
+        let touched = event.touched().cloned();
         self.take_in(now, event, &mut out);
         if let Some(vm) = touched {
             self.settle(now, &vm, &mut out);
@@ -316,12 +322,16 @@ impl Engine {
         };
         let Some(pool) = self.pools.get(name) else { return view };
         let seats = &pool.seats;
-        view.holders = self.holders(pool).filter_map(|(name, vm)| vm.holder(name)).collect();
-        let ranked = seats.ranked.iter().filter_map(|place| pool.desired.ranking.get(*place));
+        view.holders =
+            self.holders(pool).filter_map(|(name, vm)| vm.holder(name, &pool.tenants)).collect();
+        let ranked = seats
+            .ranked
+            .range(..pool.desired.bar())
+            .filter_map(|place| pool.desired.ranking.get(*place));
         let takers = ranked.map(|ranked| &ranked.vm).chain(&seats.newcomers);
         let takers = takers.filter_map(|name| self.vms.get_key_value(name));
         let most = usable + view.free.len();
-        view.takers = takers.take(most).map(|(name, vm)| vm.taker(name)).collect();
+        view.takers = takers.take(most).map(|(name, vm)| vm.taker(name, &pool.tenants)).collect();
         (view.all, view.staying) = (seats.all, seats.all - seats.leaving);
         view
     }

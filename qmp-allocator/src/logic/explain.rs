@@ -134,7 +134,7 @@ impl Asked {
                 other: other.clone(),
                 unready: question.unready.get(&place.vm).cloned(),
             };
-            let chosen = decision.vms.iter().take(decision.vfs);
+            let chosen = decision.vms.iter().take(decision.winners());
             PoolPlan {
                 pool: question.pool.clone(),
                 vfs: decision.vfs,

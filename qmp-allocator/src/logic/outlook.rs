@@ -62,14 +62,15 @@ impl Question {
         let ranking = rank(&self.rules, &self.candidates, self.vfs, &mut self.memory.clone());
         let strategy = self.rules.strategy;
         let Self { pool, round, at_ms, vfs, candidates, .. } = self;
-        Decision::new(pool, *round, *at_ms, strategy, *vfs, candidates, &ranking)
+        let ranking = (&ranking.vms[..], ranking.winners);
+        Decision::new(pool, *round, *at_ms, strategy, *vfs, candidates, ranking)
     }
 
     /// What it would take for a VM to get a VF or to lose it; none of a VM that is not ranked.
     pub fn outlook(&self, vm: &VmName) -> Option<Outlook> {
         let index = self.candidates.binary_search_by(|candidate| candidate.vm.cmp(vm)).ok()?;
         let candidate = self.candidates.get(index)?;
-        if candidate.pin == Some(Pin::Pv) {
+        if candidate.words.pin == Some(Pin::Pv) {
             return None;
         }
         let mut asked = self.candidates.clone();
@@ -116,7 +117,7 @@ impl Question {
 
     fn chooses(&self, vm: &VmName, candidates: &[Candidate], memory: &mut Memory) -> bool {
         let ranking = rank(&self.rules, candidates, self.vfs, memory);
-        ranking.iter().take(self.vfs).any(|ranked| ranked.vm == *vm)
+        ranking.chosen().any(|chosen| chosen == vm)
     }
 
     /// Plays a round in which every switch works.
@@ -125,19 +126,20 @@ impl Question {
         for candidate in candidates.iter_mut() {
             candidate.holds_vf = false;
         }
-        for ranked in ranking.iter().take(self.vfs) {
-            let found = candidates.binary_search_by(|candidate| candidate.vm.cmp(&ranked.vm));
+        for chosen in ranking.chosen() {
+            let found = candidates.binary_search_by(|candidate| candidate.vm.cmp(chosen));
             let found = found.ok().and_then(|index| candidates.get_mut(index));
             found.into_iter().for_each(|candidate| candidate.holds_vf = true);
         }
-        ranking.iter().take(self.vfs).any(|ranked| ranked.vm == *vm)
+        ranking.chosen().any(|chosen| chosen == vm)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::logic::policy::{Strategy, Tuning};
+    use crate::logic::policy::tenant::Tenants;
+    use crate::logic::policy::{Strategy, Tuning, Words};
     use std::time::Duration;
 
     fn question(
@@ -150,15 +152,19 @@ mod tests {
             vm: name.parse().unwrap(),
             rate_pps: Some(*pps),
             holds_vf: *holds_vf,
-            pin: None,
-            weight: 1,
+            words: Words::default(),
             switch_took: None,
         };
         Question {
             pool: "default".into(),
             round: 3,
             at_ms: 0,
-            rules: Rules { strategy, tuning, interval: Duration::from_secs(300) },
+            rules: Rules {
+                strategy,
+                tuning,
+                interval: Duration::from_secs(300),
+                tenants: Tenants::default(),
+            },
             candidates: vms.iter().map(candidate).collect(),
             vfs,
             memory: Memory::default(),

@@ -8,12 +8,18 @@
 //! clock changes what they mean.
 
 mod activity;
+mod classes;
 mod fair;
+mod guarantee;
 mod hybrid;
 mod memory;
+mod quota;
 mod reason;
 mod steady;
+pub mod tenant;
+mod two_level;
 mod weighted;
+mod words;
 
 use std::time::Duration;
 
@@ -21,8 +27,13 @@ use flexvf_protocol::VmName;
 use serde::{Deserialize, Serialize};
 
 use super::gain::Gain;
+use classes::Table;
 pub use memory::{Memory, Standing};
-pub use reason::{Ranked, Reason};
+use quota::{Choice, Quotas};
+use reason::Placed;
+pub use reason::{Ranked, Ranking, Reason};
+use tenant::Tenants;
+pub use words::{Pin, Words};
 
 /// The policies by their names in the configuration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,8 +65,9 @@ impl Strategy {
         }
     }
 
-    const fn policy(self, tuning: &Tuning) -> &'static dyn Policy {
+    fn policy(self, tuning: &Tuning, tenants: &Tenants) -> &'static dyn Policy {
         match self {
+            Self::Fair if tenants.are_limited() => &weighted::Alike,
             Self::Fair => &fair::Fair,
             Self::Activity if tuning.is_steady() => &steady::Steady,
             Self::Activity => &activity::Activity,
@@ -78,7 +90,7 @@ pub struct Tuning {
     pub switch_cost: Duration,
     /// `hybrid`: how long a VM that wants a VF may be without one.
     pub max_wait: Duration,
-    /// `hybrid`: from this rate on a VM wants a VF, packets per second.
+    /// `hybrid` and guarantees: from this rate on a VM wants a VF, packets per second.
     pub wants_pps: u32,
     /// Rates are averaged with this time constant. Zero: the mean of each interval.
     pub rate_time_constant: Duration,
@@ -124,7 +136,7 @@ impl Tuning {
 }
 
 /// How a pool's VFs are given away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     /// Which policy.
     pub strategy: Strategy,
@@ -132,16 +144,8 @@ pub struct Rules {
     pub tuning: Tuning,
     /// Between two rounds.
     pub interval: Duration,
-}
-
-/// An operator's word on a VM, which goes before any policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Pin {
-    /// Before all others.
-    Vf,
-    /// Never a VF.
-    Pv,
+    /// What the pool's tenants are due.
+    pub tenants: Tenants,
 }
 
 /// A VM that a policy may rank.
@@ -153,10 +157,8 @@ pub struct Candidate {
     pub rate_pps: Option<f64>,
     /// Has a VF now.
     pub holds_vf: bool,
-    /// The operator's word.
-    pub pin: Option<Pin>,
-    /// Its share against the others'.
-    pub weight: u32,
+    /// What the operator says of it.
+    pub words: Words,
     /// How long its last switch of the kind that would come next was: back to PV if it has a VF.
     /// `None` if there was none.
     pub switch_took: Option<Duration>,
@@ -165,7 +167,7 @@ pub struct Candidate {
 /// A way to rank VMs of whom no pin decides, while they are more than there are VFs.
 trait Policy {
     /// Each of them once, best first.
-    fn rank(&self, round: Round<'_>) -> Vec<Ranked>;
+    fn rank(&self, round: Round<'_>) -> Vec<Placed>;
 
     /// Whether it looks at what is remembered of single VMs.
     fn remembers(&self) -> bool {
@@ -177,57 +179,103 @@ trait Policy {
 struct Round<'a> {
     /// By name.
     open: &'a [&'a Candidate],
+    /// Their indices among all whom no pin decides.
+    members: &'a [usize],
     /// VFs for them.
     vfs: usize,
     rules: &'a Rules,
     /// Of `open`, in the same order; none for a policy that does not remember.
     standings: &'a mut [Standing],
+    quotas: &'a mut Quotas,
     /// Where the fair strategy stands.
     last_served: &'a mut Option<VmName>,
 }
 
-/// Ranks the VMs of a pool that has `vfs` VFs, best first; VMs pinned to PV are left out.
+/// Ranks the VMs of a pool that has `vfs` VFs; VMs pinned to PV are left out.
 ///
-/// The first `vfs` of the answer are taken to be served: `memory` is moved on. While there are no more
+/// Pins to a VF go first, then guarantees, then the higher priority; the policy decides in the one priority
+/// that is more VMs than VFs are left for it. What tenants are due is held against that order.
+///
+/// The winners are taken to be served: `memory` is moved on. While there are no more
 /// VMs than VFs all have one, whatever the strategy (the paper's Algorithm 1).
-pub fn rank(
-    rules: &Rules,
-    candidates: &[Candidate],
-    vfs: usize,
-    memory: &mut Memory,
-) -> Vec<Ranked> {
-    let by_pin = |pin| candidates.iter().filter(move |candidate| candidate.pin == pin);
-    let mut ranking: Vec<Ranked> = by_pin(Some(Pin::Vf))
-        .map(|candidate| Ranked { vm: candidate.vm.clone(), reason: Reason::PinnedToVf })
-        .collect();
-    let pinned = ranking.len();
+pub fn rank(rules: &Rules, candidates: &[Candidate], vfs: usize, memory: &mut Memory) -> Ranking {
+    let by_pin = |pin| candidates.iter().filter(move |candidate| candidate.words.pin == pin);
+    let mut pinned: Vec<&Candidate> = by_pin(Some(Pin::Vf)).collect();
+    pinned.sort_by(|a, b| b.words.priority.cmp(&a.words.priority).then_with(|| a.vm.cmp(&b.vm)));
     let mut open: Vec<&Candidate> = by_pin(None).collect();
     open.sort_by(|a, b| a.vm.cmp(&b.vm));
-    let left = vfs.saturating_sub(pinned);
-    let policy = rules.strategy.policy(&rules.tuning);
-    let mut standings = if policy.remembers() { memory.recall(&open) } else { Vec::new() };
-    if open.len() <= left {
-        let reason = Reason::AllHaveOne { vms: pinned + open.len(), vfs };
-        ranking.extend(open.iter().map(|c| Ranked { vm: c.vm.clone(), reason }));
+    let left = vfs.saturating_sub(pinned.len());
+    let Rules { strategy, tuning, tenants, .. } = rules;
+    let wants = |candidate: &Candidate| tuning.wants(candidate);
+    let mut quotas = Quotas::new(tenants, &pinned, &open, left, wants);
+    let policy = strategy.policy(tuning, tenants);
+    let has_guarantees = open.iter().any(|candidate| candidate.words.min_percent > 0);
+    let remembers = policy.remembers() || has_guarantees;
+    let mut standings = if remembers { memory.recall(&open) } else { Vec::new() };
+    quotas.set_owed(memory.recall_tenants(tenants));
+    let all = Reason::AllHaveOne { vms: pinned.len() + open.len(), vfs };
+    let order = if quotas.are_none() && open.len() <= left {
+        (0..open.len()).map(|index| Placed::free(index, all)).collect()
     } else {
-        ranking.extend(policy.rank(Round {
-            open: &open,
-            vfs: left,
-            rules,
-            standings: &mut standings,
-            last_served: &mut memory.last_served,
-        }));
+        let (standings, quotas) = (&mut standings[..], &mut quotas);
+        in_order(rules, policy, left, (&open, standings, quotas), &mut memory.last_served)
+    };
+    let Choice { mut order, served, barred, kept } = quotas.choose(order, left);
+    if served == open.len() {
+        order.iter_mut().for_each(|placed| placed.reason = all);
     }
-    if policy.remembers() {
-        let served = ranking.iter().skip(pinned).take(left).map(|ranked| &ranked.vm);
+    let chosen = order.get(..served).unwrap_or_default();
+    chosen.iter().for_each(|placed| quotas.charge(placed));
+    memory.settle_tenants(tenants, quotas.owed());
+    if remembers {
+        let mut is_served = vec![false; open.len()];
+        for Placed { index, charge, .. } in chosen {
+            is_served.get_mut(*index).into_iter().for_each(|it| *it = true);
+            let (Some(standing), Some(vm)) = (standings.get_mut(*index), open.get(*index)) else {
+                continue;
+            };
+            standing.owed -= charge;
+            if vm.words.min_percent > 0 {
+                guarantee::charge(standing);
+            }
+        }
         // Waits are remembered where they count.
-        let counts = rules.strategy == Strategy::Hybrid;
-        let wants = |candidate: &Candidate| counts && rules.tuning.wants(candidate);
-        memory.settle(&open, standings, served.collect(), wants);
+        let counts = *strategy == Strategy::Hybrid;
+        let wants = |candidate: &Candidate| counts && tuning.wants(candidate);
+        memory.settle(&open, standings, &is_served, wants);
     } else {
         memory.standings.clear();
     }
-    ranking
+    let of = pinned.len();
+    let pinned = pinned.iter().enumerate().map(|(place, candidate)| {
+        let beyond = Reason::PinnedBeyond { place: place + 1, of, vfs };
+        let reason = if of > vfs { beyond } else { Reason::PinnedToVf };
+        Ranked { vm: candidate.vm.clone(), reason }
+    });
+    let open = order.iter().filter_map(|placed| {
+        Some(Ranked { vm: open.get(placed.index)?.vm.clone(), reason: placed.reason })
+    });
+    Ranking { vms: pinned.chain(open).collect(), winners: vfs.min(of) + served, barred, kept }
+}
+
+/// Those whose guarantee is due, then the others by priority and policy.
+fn in_order(
+    rules: &Rules,
+    policy: &dyn Policy,
+    vfs: usize,
+    (open, standings, quotas): (&[&Candidate], &mut [Standing], &mut Quotas),
+    last_served: &mut Option<VmName>,
+) -> Vec<Placed> {
+    let due = guarantee::due(open, standings, vfs, |vm| rules.tuning.wants(vm));
+    let guaranteed = due.iter().filter_map(|index| {
+        let percent = open.get(*index)?.words.min_percent;
+        Some(Placed::free(*index, Reason::Guaranteed { percent }))
+    });
+    let mut order: Vec<Placed> = guaranteed.collect();
+    let for_others = vfs.saturating_sub(due.len()).saturating_sub(quotas.kept());
+    let table = Table { open, standings, quotas, due: &due };
+    order.extend(classes::rank(rules, policy, for_others, table, last_served));
+    order
 }
 
 impl Tuning {

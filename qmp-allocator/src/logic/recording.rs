@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use super::decision::Decision;
 use super::engine::VmSpec;
-use super::policy::{Pin, Strategy, Tuning};
+use super::policy::tenant::Tenants;
+use super::policy::{Strategy, Tuning, Words};
 use super::rate::Sample;
 
 /// What a file begins with.
@@ -40,6 +41,9 @@ pub struct Head {
     /// What the strategy was set to.
     #[serde(default)]
     pub tuning: Tuning,
+    /// What tenants were due.
+    #[serde(default)]
+    pub tenants: Tenants,
 }
 
 /// Something that happened.
@@ -60,16 +64,14 @@ pub enum Entry {
 pub struct Member {
     /// Its pool.
     pub pool: String,
-    /// The operator's word.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pin: Option<Pin>,
-    /// Its share against the others'.
-    pub weight: u32,
+    /// What the operator says of it.
+    #[serde(flatten)]
+    pub words: Words,
 }
 
 impl From<&VmSpec> for Member {
     fn from(spec: &VmSpec) -> Self {
-        Self { pool: spec.pool.clone(), pin: spec.pin, weight: spec.weight }
+        Self { pool: spec.pool.clone(), words: spec.words.clone() }
     }
 }
 

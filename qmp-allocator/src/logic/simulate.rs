@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use flexvf_protocol::VmName;
 
-use super::policy::Pin;
+use super::policy::Words;
 use super::rate::{Count, RateMeter, Sample, Trust};
 
 /// Something that says how busy VMs are.
@@ -52,10 +52,8 @@ pub struct Demand {
 pub struct Guest {
     /// Its name.
     pub name: VmName,
-    /// Its share against the others'.
-    pub weight: u32,
-    /// The operator's word.
-    pub pin: Option<Pin>,
+    /// What the operator says of it.
+    pub words: Words,
 }
 
 /// What the VMs sent in one interval, in their order, packets per second.
@@ -82,7 +80,9 @@ pub fn measure(source: &mut dyn Source, times: &Times, vfs: usize, weights: &[u3
     let samples = times.interval_s.max(1).div_ceil(sample_s);
     let weights = weights.iter().copied().chain([1]).take(weights.len().max(1)).cycle();
     let vms = names.into_iter().zip(weights);
-    let vms = vms.map(|(name, weight)| Guest { name, weight, pin: None }).collect();
+    let vms = vms
+        .map(|(name, weight)| Guest { name, words: Words { weight, ..Words::default() } })
+        .collect();
     let mut demand = Demand { vms, intervals: Vec::new() };
     let mut second = 0;
     sample(&mut meters, second);

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use qmp_allocator::logic::policy::tenant::Tenants;
 use qmp_allocator::logic::policy::{Rules, Strategy, Tuning};
 use qmp_allocator::logic::simulate::play::{Host, Outcome, play as play_policy};
 use qmp_allocator::logic::simulate::workload::{Shape, Workload};
@@ -44,7 +45,7 @@ pub fn play(seed: u64) -> Vec<Compared> {
         let mut workload = Workload::new(shape, VMS, INTERVAL.as_secs(), seed);
         let demand = measure(&mut workload, &times, VFS, &[1]);
         let row = |(policy, strategy, tuning)| {
-            let rules = Rules { strategy, tuning, interval: INTERVAL };
+            let rules = Rules { strategy, tuning, interval: INTERVAL, tenants: Tenants::default() };
             Row { policy, outcome: play_policy(&rules, &demand, &host) }
         };
         Compared { shape: shape.name(), policies: policies().map(row).into() }

@@ -27,7 +27,8 @@ use clap::Parser;
 use fastrand::Rng;
 use flexvf_protocol::VmName;
 use measured::Measured;
-use qmp_allocator::logic::policy::{Candidate, Memory, Rules, Strategy, Tuning, rank};
+use qmp_allocator::logic::policy::tenant::Tenants;
+use qmp_allocator::logic::policy::{Candidate, Memory, Rules, Strategy, Tuning, Words, rank};
 use report::Report;
 
 /// Figures of the paper, played with the product's policies
@@ -96,11 +97,11 @@ impl Contender {
                     (0..pps.len()).map(|vm| chosen.contains(&vm)).collect()
                 }
                 Self::Policy(strategy) => {
-                    let rules = Rules { strategy, tuning: Tuning::default(), interval: INTERVAL };
+                    let (tuning, tenants) = (Tuning::default(), Tenants::default());
+                    let rules = Rules { strategy, tuning, interval: INTERVAL, tenants };
                     let candidates = candidates(pps, &holders);
                     let ranking = rank(&rules, &candidates, VFS, &mut memory);
-                    let first = ranking.iter().take(VFS).map(|ranked| &ranked.vm);
-                    let first: BTreeSet<&VmName> = first.collect();
+                    let first: BTreeSet<&VmName> = ranking.chosen().collect();
                     candidates.iter().map(|candidate| first.contains(&candidate.vm)).collect()
                 }
             };
@@ -116,8 +117,7 @@ fn candidates(pps: &[f64], holders: &[bool]) -> Vec<Candidate> {
             vm: format!("vm{index:03}").parse().ok()?,
             rate_pps: Some(*pps),
             holds_vf: *holds_vf,
-            pin: None,
-            weight: 1,
+            words: Words::default(),
             switch_took: None,
         })
     };

@@ -52,6 +52,9 @@ impl World {
     /// Whoever wants a VF ends a round on one within the bound of a strategy that has one.
     fn everybody_is_served(&mut self) -> Result<(), Violation> {
         let Settings { strategy, tuning, interval, .. } = self.plan.settings;
+        if !self.plan.is_plain() {
+            return Ok(());
+        }
         let members = |pool: usize, all: usize| (pool..all).step_by(self.plan.pools).count();
         let (vms, vfs) = (self.machines.len(), self.host.vfs.len());
         let in_turn =
@@ -123,16 +126,23 @@ impl World {
     fn are_served(&self, status: &Status, on_vf: &[usize], pool: usize) -> Result<(), String> {
         let members = |all: usize| (pool..all).step_by(self.plan.pools);
         let (vms, vfs) = (self.machines.len(), self.host.vfs.len());
-        let expected = members(vms).count().min(members(vfs).count());
+        let of_tenant = |vm: &usize| self.plan.tenant_of(*vm).is_some();
+        let most = self.plan.most_vfs(pool);
+        let bounded = members(vms).filter(of_tenant).count().min(most);
+        let others = members(vms).filter(|vm| !of_tenant(vm)).count();
+        let expected = (bounded + others).min(members(vfs).count());
         let on_vf: Vec<usize> = members(vms).filter(|vm| on_vf.contains(vm)).collect();
         if on_vf.len() != expected {
             let vfs: Vec<_> = status.pools.iter().flat_map(|pool| &pool.vfs).collect();
             return Err(format!("{} of {expected} VFs are in use: {vfs:?}", on_vf.len()));
         }
+        if on_vf.iter().filter(|vm| of_tenant(vm)).count() > most {
+            return Err(format!("the tenant of pool {pool} has more than {most} VFs: {on_vf:?}"));
+        }
         // Others have other reasons than who is busiest now.
         let Settings { strategy, tuning, .. } = &self.plan.settings;
         let steady = Tuning { max_wait: tuning.max_wait, ..Tuning::default() } != *tuning;
-        if *strategy == Strategy::Activity && !steady {
+        if *strategy == Strategy::Activity && !steady && self.plan.is_plain() {
             let least = on_vf.iter().map(|vm| self.machines[*vm].pps).min();
             let others = members(vms).filter(|vm| !on_vf.contains(vm));
             if let Some(other) = others.max_by_key(|vm| self.machines[*vm].pps)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use qmp_allocator::logic::engine::{Command, Engine, Event, Saved, VmSpec};
-use qmp_allocator::logic::policy::Pin;
+use qmp_allocator::logic::policy::{Pin, Words};
 use qmp_allocator::logic::switch::Report;
 
 use super::judge::Violation;
@@ -90,7 +90,10 @@ impl World {
             if let Some(pin) = machine.listed {
                 self.daemon.known.insert(vm, pin);
                 let (pool, weight) = (self.plan.pool_of(vm), 1 + vm as u32 % 3);
-                let spec = VmSpec { pool, pin, weight };
+                let (priority, min_percent) = self.plan.words_of(vm);
+                let tenant = self.plan.tenant_of(vm);
+                let words = Words { pin, weight, priority, min_percent, tenant };
+                let spec = VmSpec { pool, words };
                 events.push((vm, Event::Registered { vm: name, spec }));
             } else {
                 self.daemon.known.remove(&vm);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use qmp_allocator::logic::engine::Settings;
 use qmp_allocator::logic::gain::Gain;
+use qmp_allocator::logic::policy::tenant::{Tenant, TenantName, Tenants};
 use qmp_allocator::logic::policy::{Strategy, Tuning};
 use qmp_allocator::logic::switch::Limits;
 
@@ -64,6 +65,35 @@ impl Plan {
         format!("pool{}", number % self.pools)
     }
 
+    /// What is said of a VM, its priority and its guarantee: in a quarter of the worlds there is something.
+    pub const fn words_of(&self, number: usize) -> (u8, u8) {
+        match self.seed % 8 {
+            3 => ((number % 3) as u8, 0),
+            6 => (0, if number.is_multiple_of(2) { 25 } else { 0 }),
+            _ => (0, 0),
+        }
+    }
+
+    /// Whose a VM is: in a quarter of the worlds every other VM of a pool is that pool's one tenant's.
+    pub fn tenant_of(&self, number: usize) -> Option<TenantName> {
+        let tenants = self.settings.tenants.all();
+        let own = tenants.iter().find(|tenant| tenant.pool == self.pool_of(number))?;
+        (number / self.pools).is_multiple_of(2).then(|| own.name.clone())
+    }
+
+    /// VFs that VMs of a tenant may have in a pool.
+    pub fn most_vfs(&self, pool: usize) -> usize {
+        let tenants = self.settings.tenants.all();
+        let own = tenants.iter().find(|tenant| tenant.pool == self.pool_of(pool));
+        own.and_then(|tenant| tenant.max_vfs).unwrap_or(usize::MAX)
+    }
+
+    /// Nothing goes before the strategy.
+    pub fn is_plain(&self) -> bool {
+        self.settings.tenants.all().is_empty()
+            && (0..self.vms).all(|vm| self.words_of(vm) == (0, 0))
+    }
+
     /// The same for the same seed, always.
     pub fn of(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -79,6 +109,7 @@ impl Plan {
         let mut settings = Settings {
             strategy: Strategy::ALL[rng.usize(..Strategy::ALL.len())],
             tuning: Tuning::default(),
+            tenants: Tenants::default(),
             interval: seconds(&mut rng, 20, 60),
             max_concurrent_switches: rng.usize(1..5),
             limits: Limits {
@@ -94,6 +125,8 @@ impl Plan {
         let in_turn = A_CHANGE * vfs.div_ceil(settings.max_concurrent_switches) as u32;
         settings.interval = settings.interval.max(2 * in_turn);
         settings.tuning = tuning(seed, settings.interval);
+        settings.tenants =
+            (0..pools).filter_map(|pool| tenant(seed, pool)).collect::<Vec<_>>().into();
         let menu = match rng.u8(..10) {
             0 => Vec::new(),
             1..4 => vec![ALL[rng.usize(..ALL.len())]],
@@ -113,6 +146,17 @@ impl Plan {
             menu,
         }
     }
+}
+
+/// The tenant of a pool, with a bound or with a guarantee.
+fn tenant(seed: u64, pool: usize) -> Option<Tenant> {
+    let (weight, min_vfs, max_vfs) = match seed % 8 {
+        1 => (1, 0, Some(1)),
+        4 => (3, 1, None),
+        _ => return None,
+    };
+    let (name, pool) = (format!("tenant{pool}").parse().ok()?, format!("pool{pool}"));
+    Some(Tenant { name, pool, weight, min_vfs, max_vfs, reserved_vfs: 0 })
 }
 
 /// In half of the worlds something goes beyond the paper. By dice of their own, so that all else of a seed

@@ -8,6 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use super::table::Row;
 use crate::config::{ConfigError, GainFile};
 use crate::logic::gain::Gain;
+use crate::logic::policy::tenant::Tenants;
 use crate::logic::policy::{Rules, Strategy, Tuning};
 use crate::logic::simulate::Demand;
 use crate::logic::simulate::play::{Host, play};
@@ -68,7 +69,12 @@ impl Options {
             gain: self.gain,
             ..plain
         };
-        let rules = move |strategy, tuning| Rules { strategy, tuning, interval };
+        let rules = move |strategy, tuning| Rules {
+            strategy,
+            tuning,
+            interval,
+            tenants: Tenants::default(),
+        };
         let all = [
             ("fair", rules(Strategy::Fair, plain)),
             ("activity", rules(Strategy::Activity, plain)),

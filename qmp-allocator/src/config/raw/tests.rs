@@ -64,6 +64,13 @@ fn every_key_is_taken() {
         [recorder]
         folder = "/tmp/recording"
         max_mb = 16
+        [tenant.acme]
+        weight = 3
+        min_vfs = 1
+        max_vfs = 4
+        reserved_vfs = 2
+        [tenant.lab-1]
+        pool = "lab"
         [deadlines]
         prepare_s = 1
         plug_s = 600
@@ -116,6 +123,9 @@ fn every_key_is_taken() {
         pin_per_gib: Duration::from_millis(500),
     };
     assert_eq!(config.tuning, tuning);
+    let acme = config.tenants.get(&"acme".parse().unwrap()).unwrap();
+    assert_eq!((acme.weight, acme.min_vfs, acme.max_vfs, acme.reserved_vfs), (3, 1, Some(4), 2));
+    assert_eq!((acme.pool.as_str(), config.tenants.all()[1].pool.as_str()), ("default", "lab"));
     let recorder = config.recorder.unwrap();
     assert_eq!(
         (recorder.folder, recorder.max_bytes),
@@ -166,6 +176,23 @@ fn each_error_is_one_line_with_file_line_and_remedy() {
             format!("[policy]\nmargin_percent = 1001\n{POOL}"),
             "flexvf.toml:2: a margin of 1001 %; give 0 to 1000",
         ),
+        (
+            format!("[tenant.acme]\nreserved_vfs = 2\n{POOL}"),
+            "flexvf.toml:2: min_vfs and reserved_vfs of the tenants of pool \"default\" come to 2 VFs with this one, and it has 1; lower them, or give the pool more VFs",
+        ),
+        (
+            format!("[tenant.acme]\nmin_vfs = 1\nmax_vfs = 0\n{POOL}"),
+            "flexvf.toml:3: max_vfs 0 below the 1 of min_vfs and reserved_vfs; give at least as many, or lower those",
+        ),
+        (
+            format!("[tenant.acme]\npool = \"b\"\n{POOL}"),
+            "flexvf.toml:2: tenant acme: no pool is named \"b\"; set `pool` to the one that its VMs are of: default",
+        ),
+        (
+            format!("[tenant.\"a b\"]\n{POOL}"),
+            "flexvf.toml:1: \"a b\" is not a tenant's name; use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit",
+        ),
+        (format!("[tenant.acme]\nweight = 0\n{POOL}"), "flexvf.toml:2: weight 0; give 1 to 1000"),
         (
             format!("max_concurrent_switches = 0\n{POOL}"),
             "flexvf.toml:1: 0 concurrent switches; give 1 to 1024",
@@ -243,6 +270,7 @@ fn an_unknown_key_is_refused_by_its_line_in_every_table() {
         (format!("\nintervall_s = 5\n{POOL}"), 2),
         (format!("[deadlines]\nplug = 5\n{POOL}"), 2),
         (format!("[policy]\nmargin = 5\n{POOL}"), 2),
+        (format!("[tenant.a]\nmin = 1\n{POOL}"), 2),
         (format!("{POOL}tap = \"vf1\"\n"), 4),
     ] {
         let error = load_text(&text).unwrap_err();

@@ -1,5 +1,6 @@
 use super::*;
 use crate::io::recording::{RecordingError, Torn, is_recording, read};
+use crate::logic::policy::Words;
 use crate::logic::rate::{Count, Sample, Trust};
 use crate::logic::recording::Member;
 use crate::logic::recording::gather::{Cut, Gatherer};
@@ -17,7 +18,7 @@ fn files(folder: &Path, max_bytes: u64) -> Files {
 }
 
 fn vm() -> Entry {
-    let member = Member { pool: "default".into(), pin: None, weight: 1 };
+    let member = Member { pool: "default".into(), words: Words::default() };
     Entry::Vm("web".parse().unwrap(), member)
 }
 

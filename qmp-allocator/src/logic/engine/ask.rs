@@ -24,7 +24,8 @@ impl Engine {
     pub fn decisions(&self) -> Vec<Decision> {
         let decision = |(name, pool): (&String, &Pool)| {
             let Considered { at, round, candidates, vfs } = pool.considered.as_ref()?;
-            let (strategy, ranking) = (self.settings.strategy, &pool.desired.ranking);
+            let (strategy, desired) = (self.settings.strategy, &pool.desired);
+            let ranking = (&desired.ranking[..], desired.winners);
             Some(Decision::new(name, *round, ms(*at), strategy, *vfs, candidates, ranking))
         };
         self.pools.iter().filter_map(decision).collect()
@@ -46,7 +47,7 @@ impl Engine {
             pool: name.to_owned(),
             round: self.round + 1,
             at_ms: ms(now),
-            rules: self.rules(),
+            rules: self.rules(name),
             candidates,
             vfs: self.usable(now, name),
             memory: pool.memory.clone(),

@@ -7,7 +7,7 @@ use flexvf_protocol::VmName;
 
 use super::ask::Considered;
 use super::vm::Vm;
-use super::{Desired, Engine, Settings};
+use super::{Engine, Settings};
 use crate::logic::policy::{self, Candidate, Rules};
 
 impl Engine {
@@ -31,10 +31,10 @@ impl Engine {
 
     fn rank(&mut self, now: Duration, name: &str, candidates: Vec<Candidate>) {
         let usable = self.usable(now, name);
-        let rules = self.rules();
+        let rules = self.rules(name);
         let Some(pool) = self.pools.get_mut(name) else { return };
         let ranking = policy::rank(&rules, &candidates, usable, &mut pool.memory);
-        pool.desired = Desired { winners: usable.min(ranking.len()), ranking };
+        pool.desired = ranking.into();
         pool.places_before.clear();
         let round = self.round;
         pool.considered = Some(Considered { at: now, round, candidates, vfs: usable });
@@ -51,9 +51,10 @@ impl Engine {
         members.filter_map(|(name, vm)| vm.candidate(name, &rate_pps)).collect()
     }
 
-    pub(super) const fn rules(&self) -> Rules {
+    pub(super) fn rules(&self, pool: &str) -> Rules {
         let Settings { strategy, tuning, interval, .. } = self.settings;
-        Rules { strategy, tuning, interval }
+        let tenants = self.pools.get(pool).map(|pool| pool.tenants.clone()).unwrap_or_default();
+        Rules { strategy, tuning, interval, tenants }
     }
 }
 
@@ -74,8 +75,7 @@ impl Vm {
             vm: name.clone(),
             rate_pps: rate_pps(self),
             holds_vf: self.hold.is_some(),
-            pin: self.spec.pin,
-            weight: self.spec.weight,
+            words: self.spec.words.clone(),
             switch_took: self.switch_took(),
         })
     }

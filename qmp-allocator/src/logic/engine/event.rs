@@ -7,6 +7,7 @@ use flexvf_protocol::VmName;
 
 use super::{AgentView, Held, Saved, VmSpec};
 use crate::logic::guest_count::Counting;
+use crate::logic::policy::tenant::Tenants;
 use crate::logic::policy::{Strategy, Tuning};
 use crate::logic::rate::Sample;
 use crate::logic::switch::{Action, Limits, Record, Report};
@@ -19,6 +20,8 @@ pub struct Settings {
     pub strategy: Strategy,
     /// What the strategy is set to.
     pub tuning: Tuning,
+    /// What tenants are due.
+    pub tenants: Tenants,
     /// The paper's T: between two decisions.
     pub interval: Duration,
     /// Most switches under way at once, over all pools.
@@ -142,10 +145,15 @@ pub enum Event {
 }
 
 impl Event {
-    /// Whom it is about, if it is a VM.
-    pub(super) const fn vm(&self) -> Option<&VmName> {
+    /// The VM of which something may have changed that planning depends on. A sample counts when its
+    /// interval ends, and samples are most of all events.
+    pub(super) const fn touched(&self) -> Option<&VmName> {
         match self {
-            Self::Tick | Self::Pool { .. } | Self::VfNodes { .. } | Self::Clear(_) => None,
+            Self::Tick
+            | Self::Sampled { .. }
+            | Self::Pool { .. }
+            | Self::VfNodes { .. }
+            | Self::Clear(_) => None,
             Self::Unregistered(vm)
             | Self::Reset(vm)
             | Self::Registered { vm, .. }
@@ -156,7 +164,6 @@ impl Event {
             | Self::VmNode { vm, .. }
             | Self::Counting { vm, .. }
             | Self::VmMemory { vm, .. }
-            | Self::Sampled { vm, .. }
             | Self::Done { vm, .. }
             | Self::Deleted { vm, .. } => Some(vm),
         }

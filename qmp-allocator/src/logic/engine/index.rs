@@ -262,6 +262,8 @@ impl Engine {
 
     fn naive_view(&self, now: Duration, pool_name: &str) -> PoolView {
         let members = || self.vms.iter().filter(|(_, vm)| vm.spec.pool == pool_name);
+        let tenants = self.settings.tenants.of_pool(pool_name);
+        let bar = self.pools.get(pool_name).map_or(0, |pool| pool.desired.bar());
         let ready =
             |vm: &Vm| vm.hold.is_none() && vm.unready(now).is_none() && vm.must_leave().is_none();
         let held = |vf: &VfId| {
@@ -271,11 +273,15 @@ impl Engine {
         let mut free: Vec<_> = vfs.filter(|(vf, rest)| rest.until <= now && !held(vf)).collect();
         free.sort_by_key(|(_, rest)| rest.failures());
         let free: Vec<VfId> = free.into_iter().map(|(vf, _)| vf.clone()).collect();
-        let holders: Vec<_> = members().filter_map(|(name, vm)| vm.holder(name)).collect();
+        let holders: Vec<_> =
+            members().filter_map(|(name, vm)| vm.holder(name, &tenants)).collect();
         let sure = members().filter(|(_, vm)| vm.has_usable_vf()).count();
         let usable = free.len() + sure;
-        let mut takers: Vec<_> =
-            members().filter(|(_, vm)| ready(vm)).map(|(name, vm)| vm.taker(name)).collect();
+        let mut takers: Vec<_> = members()
+            .filter(|(_, vm)| ready(vm))
+            .map(|(name, vm)| vm.taker(name, &tenants))
+            .collect();
+        takers.retain(|taker| taker.place.is_none_or(|place| place < bar));
         takers.sort_by_key(|taker| taker.place.unwrap_or(usize::MAX));
         takers.truncate(usable + free.len());
         let moving = self.vms.values().filter(|vm| vm.is_moving()).count();

@@ -36,6 +36,12 @@ pub struct SavedPool {
     pub ranking: Vec<Ranked>,
     /// How many of them were to have a VF.
     pub winners: usize,
+    /// How many of the last were to have none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub barred: usize,
+    /// VFs that were to stay free.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub kept: usize,
 }
 
 /// The file itself.
@@ -74,10 +80,11 @@ impl Saved {
 
     pub(super) fn pool(&self, name: &str) -> Pool {
         let saved = self.pools.get(name).cloned().unwrap_or_default();
-        let desired = Desired { ranking: saved.ranking, winners: saved.winners };
+        let SavedPool { memory, ranking, winners, barred, kept } = saved;
+        let desired = Desired { ranking, winners, barred, kept };
         let places = desired.ranking.iter().enumerate();
         let places_before = places.map(|(place, ranked)| (ranked.vm.clone(), place)).collect();
-        Pool { desired, memory: saved.memory, places_before, ..Pool::default() }
+        Pool { desired, memory, places_before, ..Pool::default() }
     }
 }
 
@@ -85,8 +92,9 @@ impl Engine {
     /// What to write down now.
     pub(super) fn saved(&self, now: Duration) -> Saved {
         let pool = |(name, pool): (&String, &Pool)| {
-            let Desired { ranking, winners } = pool.desired.clone();
-            (name.clone(), SavedPool { memory: pool.memory.clone(), ranking, winners })
+            let Desired { ranking, winners, barred, kept } = pool.desired.clone();
+            let memory = pool.memory.clone();
+            (name.clone(), SavedPool { memory, ranking, winners, barred, kept })
         };
         Saved {
             round: self.round,
@@ -95,4 +103,9 @@ impl Engine {
             pools: self.pools.iter().map(pool).collect(),
         }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+const fn is_zero(count: &usize) -> bool {
+    *count == 0
 }

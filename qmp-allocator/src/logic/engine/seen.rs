@@ -6,18 +6,16 @@ use std::time::Duration;
 use flexvf_protocol::VmName;
 use flexvf_protocol::agent::Path;
 
-use super::{Backoff, Command, Engine, Input, Pin, Qemu, RateMeter, Tenure, VfId, Vm};
+use super::{Backoff, Command, Engine, Input, Qemu, RateMeter, Tenure, VfId, Vm, Words};
 use crate::logic::guest_count::Counting;
 
 /// What a VM's registration says, as far as decisions depend on it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VmSpec {
     /// Its pool.
     pub pool: String,
-    /// The operator's word.
-    pub pin: Option<Pin>,
-    /// Its share against the others'.
-    pub weight: u32,
+    /// What the operator says of it.
+    pub words: Words,
 }
 
 /// A VF and the root port that it is in, or is to be in.

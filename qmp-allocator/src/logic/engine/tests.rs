@@ -3,7 +3,7 @@
 mod world;
 
 use super::*;
-use crate::logic::policy::Strategy;
+use crate::logic::policy::{Pin, Strategy};
 use world::World;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -176,7 +176,8 @@ fn a_pin_to_pv_takes_the_vf_at_once() {
     let mut world = World::new(Strategy::Activity, 1, 1);
     world.run(5 * SECOND);
     assert_eq!(world.on_vf(), ["vm0"]);
-    let spec = VmSpec { pool: "default".into(), pin: Some(Pin::Pv), weight: 1 };
+    let spec =
+        VmSpec { pool: "default".into(), words: Words { pin: Some(Pin::Pv), ..Words::default() } };
     world.event(Event::Registered { vm: "vm0".parse().unwrap(), spec });
     world.run(5 * SECOND);
     assert!(world.on_vf().is_empty());

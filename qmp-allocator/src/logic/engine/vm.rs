@@ -8,8 +8,9 @@ use super::index::Card;
 use super::{AgentView, Held, VmSpec};
 use crate::logic::guest_count::Counting;
 use crate::logic::policy::Pin;
+use crate::logic::policy::tenant::Tenants;
 use crate::logic::rate::{Rate, RateMeter};
-use crate::logic::reconcile::{Hold, Holder, Taker};
+use crate::logic::reconcile::{Cap, Hold, Holder, Taker};
 use crate::logic::switch::{Phase, Tenure};
 
 /// First pause after a failed switch; doubled by each further one.
@@ -113,7 +114,7 @@ impl Vm {
         if self.unregistered {
             return Some("its registration is gone");
         }
-        (self.spec.pin == Some(Pin::Pv)).then_some("pinned to PV")
+        (self.spec.words.pin == Some(Pin::Pv)).then_some("pinned to PV")
     }
 
     /// It has a VF that its pool can count on.
@@ -121,17 +122,24 @@ impl Vm {
         self.hold.is_some() && self.hold_kind() != Hold::Stuck
     }
 
-    pub(super) fn holder(&self, name: &VmName) -> Option<Holder> {
+    /// Its tenant's bound, if that has one.
+    fn cap(&self, tenants: &Tenants) -> Option<Cap> {
+        let tenant = tenants.get(self.spec.words.tenant.as_ref()?)?;
+        Some(Cap { tenant: tenant.name.clone(), max: tenant.max_vfs? })
+    }
+
+    pub(super) fn holder(&self, name: &VmName, tenants: &Tenants) -> Option<Holder> {
         self.hold.as_ref().map(|_| Holder {
             vm: name.clone(),
             place: self.place,
             hold: self.hold_kind(),
             must_leave: self.must_leave().map(str::to_owned),
+            cap: self.cap(tenants),
         })
     }
 
-    pub(super) fn taker(&self, name: &VmName) -> Taker {
-        Taker { vm: name.clone(), place: self.place }
+    pub(super) fn taker(&self, name: &VmName, tenants: &Tenants) -> Taker {
+        Taker { vm: name.clone(), place: self.place, cap: self.cap(tenants) }
     }
 }
 

@@ -5,12 +5,12 @@
 
 use std::cmp::Ordering;
 
-use super::{Candidate, Policy, Ranked, Reason, Round};
+use super::{Candidate, Placed, Policy, Reason, Round};
 
 pub(super) struct Activity;
 
 impl Policy for Activity {
-    fn rank(&self, round: Round<'_>) -> Vec<Ranked> {
+    fn rank(&self, round: Round<'_>) -> Vec<Placed> {
         rank(round.open)
     }
 
@@ -19,15 +19,15 @@ impl Policy for Activity {
     }
 }
 
-fn rank(open: &[&Candidate]) -> Vec<Ranked> {
-    let mut order = open.to_vec();
-    order.sort_by(|a, b| better_first(a, b));
+fn rank(open: &[&Candidate]) -> Vec<Placed> {
+    let mut order: Vec<(usize, &Candidate)> = open.iter().copied().enumerate().collect();
+    order.sort_by(|(_, a), (_, b)| better_first(a, b));
     let count = order.len();
-    let ranked = |(index, candidate): (usize, &&Candidate)| {
-        let reason = Reason::Rate { place: index + 1, of: count, pps: candidate.rate_pps };
-        Ranked { vm: candidate.vm.clone(), reason }
+    let placed = |(place, (index, candidate)): (usize, &(usize, &Candidate))| {
+        let reason = Reason::Rate { place: place + 1, of: count, pps: candidate.rate_pps };
+        Placed::free(*index, reason)
     };
-    order.iter().enumerate().map(ranked).collect()
+    order.iter().enumerate().map(placed).collect()
 }
 
 fn better_first(a: &Candidate, b: &Candidate) -> Ordering {
@@ -46,7 +46,7 @@ mod tests {
 
     fn first(vms: &[Candidate], count: usize) -> Vec<String> {
         let open: Vec<_> = vms.iter().collect();
-        rank(&open).into_iter().take(count).map(|ranked| ranked.vm.to_string()).collect()
+        rank(&open).into_iter().take(count).map(|it| vms[it.index].vm.to_string()).collect()
     }
 
     #[test]

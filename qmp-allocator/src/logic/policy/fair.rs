@@ -6,12 +6,12 @@
 
 use flexvf_protocol::VmName;
 
-use super::{Candidate, Policy, Ranked, Reason, Round};
+use super::{Candidate, Placed, Policy, Reason, Round};
 
 pub(super) struct Fair;
 
 impl Policy for Fair {
-    fn rank(&self, round: Round<'_>) -> Vec<Ranked> {
+    fn rank(&self, round: Round<'_>) -> Vec<Placed> {
         rank(round.open, round.vfs, round.last_served)
     }
 
@@ -20,20 +20,19 @@ impl Policy for Fair {
     }
 }
 
-fn rank(open: &[&Candidate], vfs: usize, last_served: &mut Option<VmName>) -> Vec<Ranked> {
-    let mut ring: Vec<&VmName> = open.iter().map(|candidate| &candidate.vm).collect();
-    ring.sort();
-    let behind = last_served.as_ref().map_or(0, |last| ring.partition_point(|vm| *vm <= last));
-    let count = ring.len().max(1);
-    ring.rotate_left(behind % count);
-    let ranked = |(index, vm): (usize, &&VmName)| {
-        let rounds = index.checked_sub(vfs).map_or(0, |ahead| ahead / vfs.max(1) + 1);
-        Ranked { vm: (*vm).clone(), reason: Reason::Turn(rounds) }
+fn rank(open: &[&Candidate], vfs: usize, last_served: &mut Option<VmName>) -> Vec<Placed> {
+    let count = open.len();
+    let last = last_served.take();
+    let behind =
+        last.as_ref().map_or(0, |last| open.partition_point(|candidate| candidate.vm <= *last));
+    let ring = (0..count).map(|place| (place + behind) % count.max(1));
+    let placed = |(place, index): (usize, usize)| {
+        let rounds = place.checked_sub(vfs).map_or(0, |ahead| ahead / vfs.max(1) + 1);
+        Placed::free(index, Reason::Turn(rounds))
     };
-    let ranking: Vec<Ranked> = ring.iter().enumerate().map(ranked).collect();
-    if let Some(last) = ranking.get(vfs.wrapping_sub(1)) {
-        *last_served = Some(last.vm.clone());
-    }
+    let ranking: Vec<Placed> = ring.enumerate().map(placed).collect();
+    let served_last = ranking.get(vfs.wrapping_sub(1)).and_then(|placed| open.get(placed.index));
+    *last_served = served_last.map(|candidate| candidate.vm.clone()).or(last);
     ranking
 }
 
@@ -46,8 +45,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn serve(vms: &[Candidate], vfs: usize, last: &mut Option<VmName>) -> Vec<String> {
-        let open: Vec<_> = vms.iter().collect();
-        rank(&open, vfs, last).into_iter().take(vfs).map(|ranked| ranked.vm.to_string()).collect()
+        let mut open: Vec<_> = vms.iter().collect();
+        open.sort_by(|a, b| a.vm.cmp(&b.vm));
+        rank(&open, vfs, last)
+            .into_iter()
+            .take(vfs)
+            .map(|it| open[it.index].vm.to_string())
+            .collect()
     }
 
     #[test]

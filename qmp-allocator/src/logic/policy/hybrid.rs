@@ -10,12 +10,12 @@
 
 use std::cmp::Reverse;
 
-use super::{Policy, Ranked, Reason, Round, steady};
+use super::{Placed, Policy, Reason, Round, steady};
 
 pub(super) struct Hybrid;
 
 impl Policy for Hybrid {
-    fn rank(&self, round: Round<'_>) -> Vec<Ranked> {
+    fn rank(&self, round: Round<'_>) -> Vec<Placed> {
         let tuning = &round.rules.tuning;
         let order = steady::order(&round);
         let waits = order.iter().enumerate().filter_map(|(place, bid)| {
@@ -36,11 +36,11 @@ impl Policy for Hybrid {
         let of = order.len();
         let by_deadline = waiting.iter().filter_map(|(missed, place)| {
             let reason = Reason::Waited { rounds: *missed, of: allowed };
-            let ranked = order.get(*place)?.ranked(*place + 1, of);
-            Some(if *missed > 0 { Ranked { reason, ..ranked } } else { ranked })
+            let placed = order.get(*place)?.placed(*place + 1, of);
+            Some(if *missed > 0 { Placed { reason, ..placed } } else { placed })
         });
         let others = order.iter().enumerate().zip(&ahead).filter(|(_, ahead)| !**ahead);
-        let others = others.map(|((place, bid), _)| bid.ranked(place + 1, of));
+        let others = others.map(|((place, bid), _)| bid.placed(place + 1, of));
         by_deadline.chain(others).collect()
     }
 }

@@ -7,6 +7,7 @@ use flexvf_protocol::VmName;
 use serde::{Deserialize, Serialize};
 
 use super::Candidate;
+use super::tenant::{TenantName, Tenants};
 
 /// Of one pool.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,9 @@ pub struct Memory {
     /// Of VMs that were ranked in the last rounds, as far as there is anything to remember.
     /// By name: a list is made and copied in a fraction of a map's time.
     pub standings: Vec<(VmName, Standing)>,
+    /// What tenants are behind their shares, as [`Standing::owed`]; none of whom it is 0.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tenants: Vec<(TenantName, i64)>,
 }
 
 /// Of one VM.
@@ -33,6 +37,9 @@ pub struct Standing {
     /// state file as they were.
     #[serde(skip_serializing_if = "is_default")]
     pub owed: i64,
+    /// What it is behind its guarantee; below 0, ahead. Billionths of a turn.
+    #[serde(skip_serializing_if = "is_default")]
+    pub due: i64,
     /// Rounds in a row that it could not be ranked.
     #[serde(skip_serializing_if = "is_default")]
     pub away: u32,
@@ -53,18 +60,30 @@ impl Memory {
         recalled.collect()
     }
 
+    /// What these tenants are behind their shares, in their order.
+    pub(super) fn recall_tenants(&self, tenants: &Tenants) -> Vec<i64> {
+        let owed = |name: &TenantName| self.tenants.iter().find(|(tenant, _)| tenant == name);
+        let all = tenants.all().iter();
+        all.map(|tenant| owed(&tenant.name).map_or(0, |(_, owed)| *owed)).collect()
+    }
+
+    /// What they are behind now.
+    pub(super) fn settle_tenants(&mut self, tenants: &Tenants, owed: impl Iterator<Item = i64>) {
+        let known = tenants.all().iter().zip(owed).filter(|(_, owed)| *owed != 0);
+        self.tenants = known.map(|(tenant, owed)| (tenant.name.clone(), owed)).collect();
+    }
+
     /// Ends a round in which `served` of `open` were chosen.
     pub(super) fn settle(
         &mut self,
         open: &[&Candidate],
         standings: Vec<Standing>,
-        mut served: Vec<&VmName>,
+        served: &[bool],
         wants: impl Fn(&Candidate) -> bool,
     ) {
-        served.sort_unstable();
-        let mut served = served.into_iter().peekable();
-        let ended = open.iter().zip(standings).map(|(candidate, mut standing)| {
-            if served.next_if(|vm| **vm == candidate.vm).is_some() {
+        let ended = open.iter().zip(standings).zip(served);
+        let ended = ended.map(|((candidate, mut standing), served)| {
+            if *served {
                 (standing.held, standing.missed) = (standing.held.saturating_add(1), 0);
             } else {
                 let missed = if wants(candidate) { standing.missed.saturating_add(1) } else { 0 };

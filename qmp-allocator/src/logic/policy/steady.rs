@@ -13,15 +13,15 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use super::{Candidate, Policy, Ranked, Reason, Round, Rules, Standing, Tuning};
+use super::{Candidate, Placed, Policy, Reason, Round, Rules, Standing, Tuning};
 
 pub(super) struct Steady;
 
 impl Policy for Steady {
-    fn rank(&self, round: Round<'_>) -> Vec<Ranked> {
+    fn rank(&self, round: Round<'_>) -> Vec<Placed> {
         let order = order(&round);
         let of = order.len();
-        order.into_iter().enumerate().map(|(index, bid)| bid.ranked(index + 1, of)).collect()
+        order.into_iter().enumerate().map(|(index, bid)| bid.placed(index + 1, of)).collect()
     }
 }
 
@@ -54,7 +54,7 @@ impl<'a> Bid<'a> {
         Self { index, candidate, sure, worth: worth(candidate, rules), tuning: &rules.tuning }
     }
 
-    pub(super) fn ranked(&self, place: usize, of: usize) -> Ranked {
+    pub(super) fn placed(&self, place: usize, of: usize) -> Placed {
         let worth = self.worth.max(0.0);
         let reason = match (self.sure, self.candidate.rate_pps) {
             (0, Some(pps)) if self.tuning.gain.is_time() => {
@@ -64,7 +64,7 @@ impl<'a> Bid<'a> {
             (0, pps) => Reason::Worth { place, of, pps, as_pps: worth },
             (rounds, _) => Reason::MinHold { rounds },
         };
-        Ranked { vm: self.candidate.vm.clone(), reason }
+        Placed::free(self.index, reason)
     }
 
     fn better_first(&self, other: &Self) -> Ordering {

@@ -2,6 +2,7 @@
 
 mod gains;
 mod promises;
+mod tenants;
 
 use proptest::prelude::*;
 use proptest::strategy::Strategy as _;
@@ -16,14 +17,13 @@ pub(super) fn vm(name: &str, rate_pps: f64) -> Candidate {
         vm: name.parse().unwrap(),
         rate_pps: Some(rate_pps),
         holds_vf: false,
-        pin: None,
-        weight: 1,
+        words: Words::default(),
         switch_took: None,
     }
 }
 
 pub(super) fn rules(strategy: Strategy) -> Rules {
-    Rules { strategy, tuning: Tuning::default(), interval: INTERVAL }
+    Rules { strategy, tuning: Tuning::default(), interval: INTERVAL, tenants: Tenants::default() }
 }
 
 /// Hysteresis of every kind.
@@ -33,15 +33,15 @@ pub(super) fn steady(margin_percent: u32, hold_rounds: u32) -> Rules {
     Rules { tuning, ..rules(Strategy::Activity) }
 }
 
-fn names(ranking: &[Ranked]) -> Vec<&str> {
-    ranking.iter().map(|ranked| ranked.vm.as_str()).collect()
+fn names(ranking: &Ranking) -> Vec<&str> {
+    ranking.vms.iter().map(|ranked| ranked.vm.as_str()).collect()
 }
 
 #[test]
 fn pins_go_before_any_rate() {
     let mut vms = [vm("idle", 0.0), vm("busy", 9.0), vm("never", 99.0)];
-    vms[0].pin = Some(Pin::Vf);
-    vms[2].pin = Some(Pin::Pv);
+    vms[0].words.pin = Some(Pin::Vf);
+    vms[2].words.pin = Some(Pin::Pv);
     for strategy in Strategy::ALL {
         let ranking = rank(&rules(strategy), &vms, 1, &mut Memory::default());
         assert_eq!(names(&ranking), ["idle", "busy"]);
@@ -53,8 +53,8 @@ fn while_vms_are_no_more_than_vfs_all_have_one() {
     let vms = [vm("a", 0.0), vm("b", 5.0)];
     for strategy in Strategy::ALL {
         let ranking = rank(&rules(strategy), &vms, 2, &mut Memory::default());
-        assert_eq!(ranking.len(), 2);
-        assert_eq!(ranking[0].reason.to_string(), "2 VMs, 2 VFs: all have one");
+        assert_eq!(ranking.vms.len(), 2);
+        assert_eq!(ranking.vms[0].reason.to_string(), "2 VMs, 2 VFs: all have one");
     }
 }
 
@@ -64,7 +64,7 @@ fn a_switch_that_costs_more_than_it_gains_is_not_made() {
     vms[0].holds_vf = true;
     let mut rules = rules(Strategy::Activity);
     let first = |rules: &Rules, vms: &[Candidate]| {
-        rank(rules, vms, 1, &mut Memory::default())[0].vm.to_string()
+        rank(rules, vms, 1, &mut Memory::default()).vms[0].vm.to_string()
     };
     assert_eq!(first(&rules, &vms), "wants");
     // Of a round of 300 s, 10 % more is worth 27 s without the VF, not 40 s.
@@ -86,7 +86,7 @@ fn a_reason_says_what_decided() {
     vms[0].holds_vf = true;
     let told = |rules: &Rules, memory: &mut Memory| {
         let ranking = rank(rules, &vms, 1, memory);
-        ranking.iter().map(|it| format!("{}: {}", it.vm, it.reason)).collect::<Vec<_>>()
+        ranking.vms.iter().map(|it| format!("{}: {}", it.vm, it.reason)).collect::<Vec<_>>()
     };
     let mut memory = Memory::default();
     let counted = "a: rank 1 of 2 at 100 packets/s, counted as 120";
@@ -121,19 +121,51 @@ fn who_stays_away_is_forgotten_and_who_comes_back_soon_is_not() {
     assert_eq!(owed(&memory), None);
 }
 
+#[test]
+fn guarantees_that_come_to_more_than_the_vfs_are_cut_alike() {
+    let mut vms = [vm("a", 1.0), vm("b", 1.0), vm("c", 9.0)];
+    (vms[0].words.min_percent, vms[1].words.min_percent) = (100, 50);
+    let mut memory = Memory::default();
+    let mut turns = [0, 0, 0];
+    for _ in 0..300 {
+        let ranking = rank(&rules(Strategy::Activity), &vms, 1, &mut memory);
+        turns[vms.iter().position(|it| it.vm == ranking.vms[0].vm).unwrap()] += 1;
+    }
+    assert!((198..=202).contains(&turns[0]) && (98..=102).contains(&turns[1]), "{turns:?}");
+}
+
+#[test]
+fn pins_go_before_guarantees_and_these_before_priorities() {
+    let mut vms = [vm("pinned", 0.0), vm("sure", 1.0), vm("high", 2.0), vm("busy", 9.0)];
+    vms[0].words.pin = Some(Pin::Vf);
+    vms[1].words.min_percent = 1;
+    vms[2].words.priority = 1;
+    for strategy in Strategy::ALL {
+        let ranking = rank(&rules(strategy), &vms, 3, &mut Memory::default());
+        assert_eq!(names(&ranking), ["pinned", "sure", "high", "busy"]);
+        let told: Vec<_> = ranking.vms.iter().map(|it| it.reason.to_string()).collect();
+        assert_eq!(told[1], "guaranteed 1 % of the rounds, and this one is due");
+        assert_eq!(told[2], "priority 1 goes before others");
+        assert_eq!(told[3], "priority 0: VMs of higher priorities have all VFs");
+    }
+}
+
 /// A pool, and what happens to it round after round.
 fn pools() -> impl proptest::strategy::Strategy<Value = (Vec<Candidate>, usize)> {
     let pin = proptest::option::weighted(0.2, prop_oneof![Just(Pin::Vf), Just(Pin::Pv)]);
     let took = proptest::option::of((0u64..1000).prop_map(Duration::from_secs));
-    let one = (proptest::option::of(0.0..1e6), any::<bool>(), pin, 1u32..=1000, took);
+    let words = (pin, 1u32..=1000, 0u8..3, prop_oneof![3 => Just(0u8), 1 => 1..=100u8]);
+    let one = (proptest::option::of(0.0..1e6), any::<bool>(), words, took);
     let all = proptest::collection::vec(one, 0..30).prop_map(|vms| {
-        let make = |(i, (rate_pps, holds_vf, pin, weight, switch_took))| Candidate {
-            vm: format!("vm{i}").parse().unwrap(),
-            rate_pps,
-            holds_vf,
-            pin,
-            weight,
-            switch_took,
+        let make = |(i, (rate_pps, holds_vf, words, switch_took))| {
+            let (pin, weight, priority, min_percent) = words;
+            Candidate {
+                vm: format!("vm{i}").parse().unwrap(),
+                rate_pps,
+                holds_vf,
+                words: Words { pin, weight, priority, min_percent, tenant: None },
+                switch_took,
+            }
         };
         vms.into_iter().enumerate().map(make).collect()
     });
@@ -154,6 +186,7 @@ fn any_rules() -> impl proptest::strategy::Strategy<Value = Rules> {
                 ..Tuning::default()
             },
             interval: INTERVAL,
+            tenants: Tenants::default(),
         },
     )
 }
@@ -166,10 +199,10 @@ proptest! {
         let mut memory = Memory::default();
         for (vms, vfs) in rounds {
             let ranking = rank(&rules, &vms, vfs, &mut memory);
-            let mut got: Vec<_> = ranking.into_iter().map(|ranked| ranked.vm).collect();
+            let mut got: Vec<_> = ranking.vms.into_iter().map(|ranked| ranked.vm).collect();
             got.sort();
             let mut expected: Vec<_> =
-                vms.iter().filter(|c| c.pin != Some(Pin::Pv)).map(|c| c.vm.clone()).collect();
+                vms.iter().filter(|c| c.words.pin != Some(Pin::Pv)).map(|c| c.vm.clone()).collect();
             expected.sort();
             prop_assert_eq!(got, expected);
             prop_assert!(memory.standings.len() <= 30);
@@ -186,8 +219,8 @@ proptest! {
             let turned: Vec<_> = vms.iter().rev().cloned().collect();
             let again = rank(&rules, &turned, vfs, &mut other);
             // Pinned ones come as they are given, and all of them first.
-            let free = |ranking: Vec<Ranked>| -> Vec<Ranked> {
-                ranking.into_iter().filter(|it| it.reason != Reason::PinnedToVf).collect()
+            let free = |ranking: Ranking| -> Vec<Ranked> {
+                ranking.vms.into_iter().filter(|it| it.reason != Reason::PinnedToVf).collect()
             };
             prop_assert_eq!(free(ranking), free(again));
             let text = serde_json::to_string(&other).unwrap();
@@ -198,16 +231,16 @@ proptest! {
 
     #[test]
     fn nothing_that_a_state_file_may_say_breaks_a_policy(
-        rules in any_rules(), (vms, vfs) in pools(), found in any::<[(u32, u32, i64, u32); 8]>()
+        rules in any_rules(), (vms, vfs) in pools(), found in any::<[(u32, u32, i64, i64, u32); 8]>()
     ) {
-        let standing = |(i, (held, missed, owed, away))| {
-            (format!("vm{i}").parse().unwrap(), Standing { held, missed, owed, away })
+        let standing = |(i, (held, missed, owed, due, away))| {
+            (format!("vm{i}").parse().unwrap(), Standing { held, missed, owed, due, away })
         };
         let standings = found.into_iter().enumerate().map(standing).collect();
-        let mut memory = Memory { last_served: None, standings };
+        let mut memory = Memory { standings, ..Memory::default() };
         for _ in 0..3 {
             let ranking = rank(&rules, &vms, vfs, &mut memory);
-            prop_assert!(ranking.len() <= vms.len());
+            prop_assert!(ranking.vms.len() <= vms.len());
         }
     }
 }

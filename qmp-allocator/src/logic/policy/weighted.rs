@@ -8,50 +8,64 @@
 
 use std::cmp::{Ordering, Reverse};
 
-use super::{Candidate, Policy, Ranked, Reason, Round, Standing};
+use super::{Candidate, Placed, Policy, Reason, Round, Standing, two_level};
 
 /// Nobody is further behind its share or ahead of it.
 pub(super) const MAX_OWED_TURNS: i64 = 2;
 /// A turn, in the unit of [`Standing::owed`].
-const TURN: i64 = 1_000_000_000;
+pub(super) const TURN: i64 = 1_000_000_000;
 
 pub(super) struct Weighted;
 
+/// All VMs alike, within what tenants are due: equal turns where a ring would pass over who is barred just then.
+pub(super) struct Alike;
+
 impl Policy for Weighted {
-    fn rank(&self, round: Round<'_>) -> Vec<Ranked> {
-        let Round { open, vfs, standings, .. } = round;
-        let shares = shares(open, vfs);
-        level(standings);
-        let claims = open.iter().zip(shares).zip(standings);
-        let mut order: Vec<Claim<'_>> = claims
-            .map(|((candidate, share), standing)| {
-                standing.owed += share;
-                Claim { candidate, share, standing }
-            })
-            .collect();
-        order.sort_by(Claim::better_first);
-        let ranked = order.into_iter().enumerate().map(|(place, claim)| {
-            let reason =
-                Reason::Share { share: turns(claim.share), owed: turns(claim.standing.owed) };
-            if place < vfs {
-                claim.standing.owed -= TURN;
-            }
-            Ranked { vm: claim.candidate.vm.clone(), reason }
-        });
-        ranked.collect()
+    fn rank(&self, round: Round<'_>) -> Vec<Placed> {
+        if round.quotas.are_none() { one_level(round) } else { two_level::rank(false, round) }
     }
 }
 
-struct Claim<'a> {
-    candidate: &'a Candidate,
-    /// Of a turn, each round.
-    share: i64,
-    standing: &'a mut Standing,
+impl Policy for Alike {
+    fn rank(&self, round: Round<'_>) -> Vec<Placed> {
+        two_level::rank(true, round)
+    }
 }
 
-impl Claim<'_> {
-    fn better_first(&self, other: &Self) -> Ordering {
-        let (own, its) = (self.standing.owed, other.standing.owed);
+fn one_level(round: Round<'_>) -> Vec<Placed> {
+    let Round { open, vfs, standings, .. } = round;
+    let shares = shares(open, vfs);
+    level(standings);
+    let claims = open.iter().zip(shares).zip(standings).enumerate();
+    let mut order: Vec<Claim> = claims
+        .map(|(place, ((candidate, share), standing))| {
+            standing.owed += share;
+            Claim { share, owed: standing.owed, holds_vf: candidate.holds_vf, place }
+        })
+        .collect();
+    order.sort_unstable_by(Claim::better_first);
+    order.into_iter().map(Claim::placed).collect()
+}
+
+/// What somebody is owed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Claim {
+    /// Of a turn, each round.
+    pub(super) share: i64,
+    pub(super) owed: i64,
+    pub(super) holds_vf: bool,
+    /// By name.
+    pub(super) place: usize,
+}
+
+impl Claim {
+    pub(super) fn placed(self) -> Placed {
+        let reason = Reason::of_share(self.share, self.owed);
+        Placed { index: self.place, reason, charge: TURN }
+    }
+
+    pub(super) fn better_first(&self, other: &Self) -> Ordering {
+        let (own, its) = (self.owed, other.owed);
         let by_claim = match (own > 0, its > 0) {
             (true, true) => {
                 // (TURN - owed) / share is when it will be owed a whole turn.
@@ -61,19 +75,22 @@ impl Claim<'_> {
             _ => its.cmp(&own),
         };
         by_claim
-            .then_with(|| other.candidate.holds_vf.cmp(&self.candidate.holds_vf))
-            .then_with(|| self.candidate.vm.cmp(&other.candidate.vm))
+            .then_with(|| other.holds_vf.cmp(&self.holds_vf))
+            .then_with(|| self.place.cmp(&other.place))
     }
 }
 
-fn turns(owed: i64) -> f64 {
-    owed as f64 / TURN as f64
+impl Reason {
+    pub(super) fn of_share(share: i64, owed: i64) -> Self {
+        let turns = |owed: i64| owed as f64 / TURN as f64;
+        Self::Share { share: turns(share), owed: turns(owed) }
+    }
 }
 
 /// How much of a turn each is due, up to a whole one; together `vfs` turns, of whom there are less than VMs.
 fn shares(open: &[&Candidate], vfs: usize) -> Vec<i64> {
     let mut heaviest: Vec<(Reverse<u32>, usize)> =
-        open.iter().enumerate().map(|(index, c)| (Reverse(c.weight.max(1)), index)).collect();
+        open.iter().enumerate().map(|(index, c)| (Reverse(c.words.weight.max(1)), index)).collect();
     heaviest.sort_unstable();
     let mut weights: i128 = heaviest.iter().map(|(Reverse(weight), _)| i128::from(*weight)).sum();
     let mut left = vfs as i128 * i128::from(TURN);

@@ -22,7 +22,8 @@ fn desired(ranking: &[&str], winners: usize) -> Desired {
         let reason = Reason::Rate { place: at + 1, of: count, pps: Some(7.0) };
         Ranked { vm: vm.parse().unwrap(), reason }
     };
-    Desired { ranking: ranking.iter().enumerate().map(ranked).collect(), winners }
+    let ranking = ranking.iter().enumerate().map(ranked).collect();
+    Desired { ranking, winners, ..Desired::default() }
 }
 
 fn pool(vms: &[(&str, Has)], free: &[&str], goal: &Desired) -> PoolView {
@@ -39,9 +40,11 @@ fn pool_with(vms: &[(&str, Has)], leaving: &[&str], free: &[&str], goal: &Desire
         match *has {
             Has::A(hold) => {
                 let (place, must_leave) = (place(name), must_leave(name));
-                holders.push(Holder { vm, place, hold, must_leave });
+                holders.push(Holder { vm, place, hold, must_leave, cap: None });
             }
-            READY if must_leave(name).is_none() => takers.push(Taker { vm, place: place(name) }),
+            READY if must_leave(name).is_none() => {
+                takers.push(Taker { vm, place: place(name), cap: None })
+            }
             Has::Nothing(_) => {}
         }
     }
@@ -125,6 +128,35 @@ fn a_vm_that_must_leave_leaves_and_gets_nothing() {
     assert_eq!(told(&reconcile(&seen, &goal)), ["take a"]);
 }
 
+#[test]
+fn what_is_kept_free_is_taken_back_and_goes_to_nobody() {
+    let mut goal = desired(&["a", "b"], 1);
+    goal.kept = 1;
+    assert_eq!(plan(&[("a", ON_VF), ("b", ON_VF)], &[], &goal), ["take b"]);
+    assert!(plan(&[("a", ON_VF), ("b", READY), ("new", READY)], &["v1"], &goal).is_empty());
+    // With one VF less the winner goes before the reserve.
+    assert_eq!(plan(&[("a", READY), ("b", READY)], &["v1"], &goal), ["v1 to a"]);
+}
+
+#[test]
+fn who_is_barred_leaves_though_nobody_needs_its_vf_and_gets_none_that_is_left_over() {
+    let mut goal = desired(&["a", "b", "c"], 1);
+    goal.barred = 2;
+    assert_eq!(plan(&[("a", ON_VF), ("b", ON_VF)], &["v1"], &goal), ["take b"]);
+}
+
+/// Tenants of VMs by number, each with its bound.
+fn capped(mut view: PoolView, caps: &[usize]) -> PoolView {
+    let cap = |vm: &VmName| {
+        let number: usize = vm.as_str()[2..].parse().unwrap();
+        let max = *caps.get(number % 3)?;
+        Some(Cap { tenant: format!("t{}", number % 3).parse().unwrap(), max })
+    };
+    view.holders.iter_mut().for_each(|it| it.cap = cap(&it.vm));
+    view.takers.iter_mut().for_each(|it| it.cap = cap(&it.vm));
+    view
+}
+
 #[derive(Debug, Clone)]
 struct Small {
     vms: Vec<(String, Has, bool)>,
@@ -170,6 +202,70 @@ fn worlds() -> impl Strategy<Value = Small> {
 }
 
 proptest! {
+    #[test]
+    fn no_tenant_ever_has_more_than_it_may_and_all_winners_are_served(
+        order in Just((0..12).collect::<Vec<usize>>()).prop_shuffle(),
+        before in Just((0..12).collect::<Vec<usize>>()).prop_shuffle(),
+        caps in proptest::collection::vec(0usize..4, 0..3), vfs in 0usize..9, held in 0usize..9,
+        most in 0usize..9, budget in 1usize..4
+    ) {
+        // An order as a decision makes it: no more winners of a tenant than it may have, the others of a full one last.
+        let choose = |order: &[usize], vfs: usize| {
+            let mut left = [0, 1, 2].map(|tenant| caps.get(tenant).copied().unwrap_or(99));
+            let (mut winners, mut others, mut barred) = (Vec::new(), Vec::new(), Vec::new());
+            for vm in order {
+                if left[vm % 3] == 0 {
+                    barred.push(*vm);
+                } else if winners.len() < vfs {
+                    left[vm % 3] -= 1;
+                    winners.push(*vm);
+                } else {
+                    others.push(*vm);
+                }
+            }
+            (winners, others, barred)
+        };
+        let (winners, others, barred) = choose(&order, most.min(vfs));
+        let names: Vec<String> = [&winners[..], &others, &barred].concat().iter().map(|vm| format!("vm{vm}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let goal = Desired { barred: barred.len(), ..desired(&names, winners.len()) };
+        let (holders, ..) = choose(&before, held.min(vfs));
+        let mut small = Small {
+            vms: (0..12).map(|i| (format!("vm{i}"), if holders.contains(&i) { ON_VF } else { READY }, false)).collect(),
+            free: (holders.len()..vfs).map(|i| format!("v{i}")).collect(),
+            goal: goal.clone(),
+        };
+        for round in 0.. {
+            let view = capped(small.view(), &caps);
+            for (tenant, cap) in caps.iter().enumerate() {
+                let name = format!("t{tenant}").parse().unwrap();
+                let has = view.holders.iter().filter(|it| it.cap.as_ref().is_some_and(|it| it.tenant == name));
+                prop_assert!(has.count() <= *cap);
+            }
+            let steps = reconcile(&PoolView { budget, ..view }, &goal);
+            // What leaves has left a round later.
+            let leaves: Vec<_> = small.vms.iter_mut().filter(|(_, has, _)| *has == Has::A(Hold::Leaving)).collect();
+            if steps.is_empty() && leaves.is_empty() { break; }
+            prop_assert!(round < 60, "does not come to rest: {steps:?}");
+            for (vm, has, _) in leaves {
+                *has = READY;
+                small.free.push(format!("from-{vm}-{round}"));
+            }
+            for step in steps {
+                match step {
+                    Step::Give { vm, vf, .. } => {
+                        small.free.retain(|free| *free != vf.as_str());
+                        small.find(&vm).1 = ON_VF;
+                    }
+                    Step::Take { vm, .. } => small.find(&vm).1 = Has::A(Hold::Leaving),
+                }
+            }
+        }
+        for vm in winners {
+            prop_assert_eq!(small.find(&format!("vm{vm}").parse().unwrap()).1, ON_VF);
+        }
+    }
+
     #[test]
     fn steps_are_possible_within_budget_and_name_nobody_twice(
         mut small in worlds(), budget in 0usize..6

@@ -12,7 +12,7 @@ use flexvf_protocol::VmName;
 use super::decode::Item;
 use super::{Head, Member};
 use crate::logic::decision::Decision;
-use crate::logic::policy::Pin;
+use crate::logic::policy::{Pin, Words};
 use crate::logic::rate::{RateMeter, Sample};
 use crate::logic::simulate::{Demand, Guest, Interval};
 
@@ -128,14 +128,14 @@ impl Gatherer {
     }
 
     fn register(&mut self, number: usize, vm: VmName, member: Member) {
-        let Member { pool: name, pin, weight } = member;
+        let Member { pool: name, words } = member;
         let found = self.pools.iter().position(|pool| pool.name == name);
         let place = found.unwrap_or(self.pools.len());
         if found.is_none() {
             self.pools.push(Pool::new(name, &self.cut));
         }
         let Some(pool) = self.pools.get_mut(place) else { return };
-        let index = pool.index(vm, weight, pin, &self.cut);
+        let index = pool.index(vm, words, &self.cut);
         if number >= self.numbers.len() {
             self.numbers.resize(number + 1, None);
         }
@@ -167,7 +167,7 @@ impl Gatherer {
         }
         pool.vfs = self.cut.vfs.unwrap_or(decision.vfs);
         if self.cut.interval.is_none() {
-            let chosen = decision.vms.iter().take(decision.vfs);
+            let chosen = decision.vms.iter().take(decision.winners());
             let chosen = chosen.filter_map(|place| pool.by_name.get(&place.vm).copied()).collect();
             pool.end_interval(Some(chosen));
         }
@@ -187,13 +187,13 @@ impl Pool {
         }
     }
 
-    fn index(&mut self, vm: VmName, weight: u32, pin: Option<Pin>, cut: &Cut) -> Option<usize> {
+    fn index(&mut self, vm: VmName, words: Words, cut: &Cut) -> Option<usize> {
         let index = self.by_name.get(&vm).copied().unwrap_or(self.vms.len());
         if let Some(known) = self.vms.get_mut(index) {
-            (known.guest.weight, known.guest.pin) = (weight, pin);
+            known.guest.words = words;
         } else if index < MAX_VMS {
             self.by_name.insert(vm.clone(), index);
-            self.vms.push(Vm::new(Guest { name: vm, weight, pin }, cut));
+            self.vms.push(Vm::new(Guest { name: vm, words }, cut));
         } else {
             return None;
         }
@@ -226,7 +226,7 @@ impl Pool {
             let sent = vm.mean.end_interval().map(|rate| rate.pps);
             let average = vm.average.as_mut().map(RateMeter::end_interval);
             let seen = average.map_or(sent, |rate| rate.map(|rate| rate.pps));
-            let may = vm.may_have_vf && vm.guest.pin != Some(Pin::Pv);
+            let may = vm.may_have_vf && vm.guest.words.pin != Some(Pin::Pv);
             interval.sent_pps.push(sent.unwrap_or(0.0));
             interval.seen_pps.push(seen.filter(|_| may));
         }

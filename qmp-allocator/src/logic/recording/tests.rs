@@ -7,7 +7,8 @@ use super::encode::Encoder;
 use super::gather::{Cut, Gathered, Gatherer};
 use super::*;
 use crate::logic::decision::tests::decision;
-use crate::logic::policy::Strategy;
+use crate::logic::policy::tenant::Tenants;
+use crate::logic::policy::{Pin, Strategy};
 use crate::logic::rate::{Count, RateMeter, Trust};
 
 fn name(text: &str) -> VmName {
@@ -15,7 +16,7 @@ fn name(text: &str) -> VmName {
 }
 
 fn member() -> Member {
-    Member { pool: "default".into(), pin: None, weight: 1 }
+    Member { pool: "default".into(), words: Words::default() }
 }
 
 pub(crate) fn head(began_at_ms: u64) -> Head {
@@ -26,6 +27,7 @@ pub(crate) fn head(began_at_ms: u64) -> Head {
         interval: Duration::from_secs(10),
         strategy: Strategy::Activity,
         tuning: Tuning::default(),
+        tenants: Tenants::default(),
     }
 }
 
@@ -67,7 +69,19 @@ fn decoded(bytes: &[u8]) -> Vec<Entry> {
 fn a_few() -> Vec<Entry> {
     vec![
         Entry::Vm(name("web"), member()),
-        Entry::Vm(name("db"), Member { pin: Some(Pin::Vf), weight: 3, ..member() }),
+        Entry::Vm(
+            name("db"),
+            Member {
+                words: Words {
+                    pin: Some(Pin::Vf),
+                    weight: 3,
+                    priority: 2,
+                    min_percent: 10,
+                    tenant: None,
+                },
+                ..member()
+            },
+        ),
         sample("web", 1_000, host(7, 100), None),
         sample("db", 1_001, None, Some(Count { epoch: u64::MAX, packets: 5, trust: Trust::Guest })),
         sample("web", 2_000, host(7, 400), host(1, 0)),
@@ -96,7 +110,10 @@ fn a_registration_that_is_told_again_takes_no_room() {
     let once = [Entry::Vm(name("web"), member())];
     let twice = [once.clone(), once.clone()].concat();
     assert_eq!(encoded(&twice), encoded(&once));
-    let changed = Entry::Vm(name("web"), Member { weight: 2, ..member() });
+    let changed = Entry::Vm(
+        name("web"),
+        Member { words: Words { weight: 2, ..Words::default() }, ..member() },
+    );
     let gone = [once[0].clone(), Entry::Gone(name("web")), once[0].clone(), changed];
     assert_eq!(decoded(&encoded(&gone)), gone);
 }
@@ -252,7 +269,10 @@ fn who_could_not_have_had_a_vf_is_not_asked_about() {
     gatherer.begin(head(0));
     let mut entries = vec![
         Entry::Vm(name("a"), member()),
-        Entry::Vm(name("b"), Member { pin: Some(Pin::Pv), ..member() }),
+        Entry::Vm(
+            name("b"),
+            Member { words: Words { pin: Some(Pin::Pv), ..Words::default() }, ..member() },
+        ),
         Entry::Vm(name("stock"), member()),
     ];
     for second in 0..30 {

@@ -44,8 +44,7 @@ pub fn play(rules: &Rules, demand: &Demand, host: &Host) -> Outcome {
         let here = candidates.iter().filter(|candidate| candidate.rate_pps.is_some());
         let here: Vec<Candidate> = here.cloned().collect();
         let ranking = rank(rules, &here, seen.vfs, &mut memory);
-        let served: BTreeSet<VmName> =
-            ranking.into_iter().take(seen.vfs).map(|ranked| ranked.vm).collect();
+        let served: BTreeSet<&VmName> = ranking.chosen().collect();
         candidates.iter().map(|candidate| served.contains(&candidate.vm)).collect()
     };
     outcome(decide, demand, host, rules.interval)
@@ -92,18 +91,18 @@ fn outcome(
     }
     let carried: f64 = vms.iter().map(|vm| vm.carried).sum();
     let waits = vms.iter().map(|vm| vm.longest_wait).max().unwrap_or(0);
-    let open = vms.iter().zip(&demand.vms).filter(|(vm, it)| vm.here > 0 && it.pin.is_none());
+    let open = vms.iter().zip(&demand.vms).filter(|(vm, it)| vm.here > 0 && it.words.pin.is_none());
     Outcome {
         gain: if best > 0.0 { carried / best } else { 1.0 },
         switches: vms.iter().map(|vm| vm.switches).sum(),
         longest_wait_s: waits * interval.as_secs(),
-        jain: jain(open.map(|(vm, it)| vm.share() / f64::from(it.weight.max(1)))),
+        jain: jain(open.map(|(vm, it)| vm.share() / f64::from(it.words.weight.max(1)))),
     }
 }
 
 fn newcomer(guest: &Guest) -> Candidate {
-    let Guest { name, weight, pin } = guest.clone();
-    Candidate { vm: name, rate_pps: None, holds_vf: false, pin, weight, switch_took: None }
+    let Guest { name, words } = guest.clone();
+    Candidate { vm: name, rate_pps: None, holds_vf: false, words, switch_took: None }
 }
 
 /// What came of one VM.
@@ -155,14 +154,15 @@ fn jain(values: impl Iterator<Item = f64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::logic::policy::{Strategy, Tuning};
+    use crate::logic::policy::tenant::Tenants;
+    use crate::logic::policy::{Strategy, Tuning, Words};
     use proptest::prelude::*;
 
     const HOST: Host = Host { switch_s: 0.0, wants_pps: 1.0 };
 
     fn demand(vfs: usize, rates: &[&[f64]]) -> Demand {
         let name = |i| format!("vm{i}").parse().unwrap();
-        let guest = |i| Guest { name: name(i), weight: 1, pin: None };
+        let guest = |i| Guest { name: name(i), words: Words::default() };
         let interval = |pps: &&[f64]| Interval {
             sent_pps: pps.to_vec(),
             seen_pps: pps.iter().map(|pps| Some(*pps)).collect(),
@@ -174,7 +174,12 @@ mod tests {
     }
 
     fn rules(strategy: Strategy) -> Rules {
-        Rules { strategy, tuning: Tuning::default(), interval: Duration::from_secs(100) }
+        Rules {
+            strategy,
+            tuning: Tuning::default(),
+            interval: Duration::from_secs(100),
+            tenants: Tenants::default(),
+        }
     }
 
     #[test]
@@ -191,7 +196,7 @@ mod tests {
     #[test]
     fn fairness_is_by_weight() {
         let mut demand = demand(1, &[&[1.0, 1.0][..]; 401]);
-        demand.vms[1].weight = 3;
+        demand.vms[1].words.weight = 3;
         assert!(play(&rules(Strategy::Weighted), &demand, &HOST).jain > 0.999);
         assert!(play(&rules(Strategy::Fair), &demand, &HOST).jain < 0.9);
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use flexvf_protocol::agent::{Path, VfState};
 use qmp_allocator::logic::engine::{AgentView, Command, Engine, Event, Settings, VmSpec};
+use qmp_allocator::logic::policy::tenant::Tenants;
 use qmp_allocator::logic::policy::{Strategy, Tuning};
 use qmp_allocator::logic::rate::{Count, Sample, Trust};
 use qmp_allocator::logic::switch::{Action, Limits, Report};
@@ -78,6 +79,7 @@ impl Decide {
         let settings = Settings {
             strategy: Strategy::Activity,
             tuning: Tuning::default(),
+            tenants: Tenants::default(),
             interval: INTERVAL,
             max_concurrent_switches: VFS,
             limits: Limits {
@@ -92,7 +94,7 @@ impl Decide {
         let mut engine = Engine::new(self.now, settings, &[POOL.to_owned()], None);
         self.packets = vec![0; VMS];
         for vm in 0..VMS {
-            let spec = VmSpec { pool: POOL.into(), pin: None, weight: 1 };
+            let spec = VmSpec { pool: POOL.into(), ..VmSpec::default() };
             engine.on(self.now, Event::Registered { vm: name(vm)?, spec });
             engine.on(self.now, Event::Agent { vm: name(vm)?, view: READY });
         }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flexvf_protocol::agent::{Path, VfState};
 
 use super::*;
+use crate::logic::policy::tenant::Tenants;
 use crate::logic::policy::{Strategy, Tuning};
 use crate::logic::rate::{Count, Sample, Trust};
 use crate::logic::switch::{Action, Limits, Report};
@@ -137,7 +138,7 @@ impl World {
         self.event(Event::Pool { pool: "default".into(), vfs, problem: None });
         let names: Vec<VmName> = self.rates.keys().cloned().collect();
         for vm in &names {
-            let spec = VmSpec { pool: "default".into(), pin: None, weight: 1 };
+            let spec = VmSpec { pool: "default".into(), ..VmSpec::default() };
             self.event(Event::Registered { vm: vm.clone(), spec });
         }
         for vm in names {
@@ -220,6 +221,7 @@ fn settings(strategy: Strategy) -> Settings {
     Settings {
         strategy,
         tuning: Tuning::default(),
+        tenants: Tenants::default(),
         interval: Duration::from_secs(60),
         max_concurrent_switches: 4,
         limits: Limits {

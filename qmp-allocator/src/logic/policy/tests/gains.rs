@@ -6,7 +6,7 @@ use crate::logic::gain::{Curve, Gain, Measured};
 /// The first of two VMs; `has` has the VF.
 fn first(rules: &Rules, has: Candidate, wants: Candidate) -> String {
     let vms = [Candidate { holds_vf: true, ..has }, wants];
-    rank(rules, &vms, 1, &mut Memory::default())[0].vm.to_string()
+    rank(rules, &vms, 1, &mut Memory::default()).vms[0].vm.to_string()
 }
 
 fn with(gain: Gain, switch_cost: Duration) -> Rules {
@@ -61,7 +61,7 @@ fn the_reason_says_what_a_vf_saves() {
     let rules = with(curve(&[(100.0, 50.0)]), Duration::from_secs(60));
     let ranking = rank(&rules, &[vm("a", 200.0), vm("b", 10.0)], 1, &mut Memory::default());
     let told = "rank 1 of 2 at 200 packets/s: a VF saves 10000 µs a second, counted as 9000";
-    assert_eq!(ranking[0].reason.to_string(), told);
+    assert_eq!(ranking.vms[0].reason.to_string(), told);
 }
 
 proptest! {
@@ -94,7 +94,7 @@ proptest! {
         let vms: Vec<_> = rates.iter().enumerate().map(|(i, pps)| vm(&format!("vm{i:02}"), *pps)).collect();
         let of = |rules: &Rules| {
             let ranking = rank(rules, &vms, vfs, &mut Memory::default());
-            ranking.into_iter().map(|ranked| ranked.vm).collect::<Vec<_>>()
+            ranking.vms.into_iter().map(|ranked| ranked.vm).collect::<Vec<_>>()
         };
         prop_assert_eq!(of(&with(Gain::Queue, Duration::ZERO)), of(&rules(Strategy::Activity)));
     }

@@ -29,7 +29,7 @@ impl Fleet {
     /// A round: who is served, by index.
     fn round(&mut self, rules: &Rules) -> BTreeSet<usize> {
         let ranking = rank(rules, &self.vms, self.vfs, &mut self.memory);
-        let served: BTreeSet<_> = ranking.iter().take(self.vfs).map(|ranked| &ranked.vm).collect();
+        let served: BTreeSet<_> = ranking.chosen().collect();
         for vm in &mut self.vms {
             let has = served.contains(&vm.vm);
             self.switches += usize::from(has && !vm.holds_vf);
@@ -140,13 +140,89 @@ proptest! {
     }
 
     #[test]
+    fn a_guarantee_is_kept_in_any_rounds_in_a_row(
+        rates in rounds_of_rates(10, 1..120), percents in proptest::collection::vec(0u8..=100, 10),
+        vfs in 1usize..10, strategy in proptest::sample::select(&Strategy::ALL[..]),
+        margin in 0u32..50, hold in 0u32..5
+    ) {
+        let rules = Rules { strategy, ..steady(margin, hold) };
+        let mut fleet = Fleet::new(&rates[0], vfs);
+        // No more is guaranteed than there is.
+        let mut left = 100 * vfs as u32;
+        for (vm, percent) in fleet.vms.iter_mut().zip(&percents) {
+            vm.words.min_percent = u32::from(*percent).min(left) as u8;
+            left -= u32::from(vm.words.min_percent);
+        }
+        // What each VM is behind, at its best moment so far.
+        let (mut behind, mut least) = (vec![0.0f64; 10], vec![0.0f64; 10]);
+        for pps in &rates {
+            fleet.set_rates(pps);
+            let served = fleet.round(&rules);
+            for vm in 0..10 {
+                let wants = pps[vm] >= 1.0;
+                let due = if wants { f64::from(fleet.vms[vm].words.min_percent) / 100.0 } else { 0.0 };
+                behind[vm] += due - f64::from(u8::from(served.contains(&vm)));
+                least[vm] = least[vm].min(behind[vm]);
+                let short = behind[vm] - least[vm];
+                prop_assert!(short <= guarantee::MAX_SHORT_TURNS + 1e-6, "vm{vm} is {short} turns short");
+            }
+        }
+    }
+
+    #[test]
+    fn no_vm_waits_for_one_of_a_lower_priority(
+        rates in rounds_of_rates(9, 1..20), priorities in proptest::collection::vec(0u8..4, 9),
+        vfs in 1usize..9, strategy in proptest::sample::select(&Strategy::ALL[..])
+    ) {
+        let mut fleet = Fleet::new(&rates[0], vfs);
+        for (vm, priority) in fleet.vms.iter_mut().zip(&priorities) {
+            vm.words.priority = *priority;
+        }
+        for pps in &rates {
+            fleet.set_rates(pps);
+            let served = fleet.round(&rules(strategy));
+            prop_assert_eq!(served.len(), vfs);
+            let least = served.iter().map(|vm| priorities[*vm]).min();
+            let others = (0..9).filter(|vm| !served.contains(vm));
+            prop_assert!(others.map(|vm| priorities[vm]).max() <= least);
+        }
+    }
+
+    #[test]
+    fn fair_gives_k_or_k_plus_one_turns_within_the_priority_that_shares(
+        priorities in proptest::collection::vec(0u8..3, 2..20), vfs in 1usize..20, rounds in 1usize..60
+    ) {
+        let vfs = vfs.min(priorities.len());
+        let mut fleet = Fleet::new(&vec![0.0; priorities.len()], vfs);
+        for (vm, priority) in fleet.vms.iter_mut().zip(&priorities) {
+            vm.words.priority = *priority;
+        }
+        let mut turns = vec![0; priorities.len()];
+        for _ in 0..rounds {
+            for vm in fleet.round(&rules(Strategy::Fair)) {
+                turns[vm] += 1;
+            }
+        }
+        let mut left = vfs;
+        for priority in (0..3).rev() {
+            let members: Vec<usize> = (0..priorities.len()).filter(|vm| priorities[*vm] == priority).collect();
+            let shared = left.min(members.len());
+            if let Some(k) = (rounds * shared).checked_div(members.len()) {
+                let most = k + usize::from(shared < members.len());
+                prop_assert!(members.iter().all(|vm| (k..=most).contains(&turns[*vm])), "{turns:?}");
+            }
+            left -= shared;
+        }
+    }
+
+    #[test]
     fn weighted_keeps_to_its_shares_at_every_moment(
         weights in proptest::collection::vec(prop_oneof![1u32..=4, 1u32..=1000], 2..20), vfs in 1usize..19, rounds in 1usize..300
     ) {
         let vfs = vfs.min(weights.len() - 1);
         let mut fleet = Fleet::new(&vec![0.0; weights.len()], vfs);
         for (vm, weight) in fleet.vms.iter_mut().zip(&weights) {
-            vm.weight = *weight;
+            vm.words.weight = *weight;
         }
         let shares = naive_shares(&weights, vfs);
         let mut turns = vec![0.0; weights.len()];
