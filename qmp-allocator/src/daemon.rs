@@ -137,8 +137,11 @@ impl Daemon {
             .map_err(|error: HostError| DaemonError::Host(error.to_string()))?;
         let grid = Grid::new(config.sample_interval, config.interval);
         let shared = Shared { host, deadlines: config.deadlines, grid };
+        let engine = Engine::new(now(), settings(&config, mode), &names, saved);
+        let mut recorder = record::start(&config);
+        recorder.iter_mut().for_each(|recorder| record::memories(recorder, &engine));
         Ok(Self {
-            engine: Engine::new(now(), settings(&config, mode), &names, saved),
+            engine,
             registry: Registry::new(config.vms_dir.clone(), config.tenants.clone()),
             shared: Arc::new(shared),
             vms: BTreeMap::new(),
@@ -148,7 +151,7 @@ impl Daemon {
             to_daemon,
             state: state::Writer::new(config.state_file.clone()),
             pool_problems: BTreeMap::new(),
-            recorder: record::start(&config),
+            recorder,
             config,
         })
     }

@@ -37,11 +37,19 @@ pub(super) fn event(recorder: &mut Recorder, event: &Event) {
     }
 }
 
+/// What policies remember, for a replay to begin with.
+pub(super) fn memories(recorder: &mut Recorder, engine: &Engine) {
+    for (pool, memory) in engine.memories() {
+        recorder.add(Entry::Memory(pool.to_owned(), memory.clone()));
+    }
+}
+
 /// A round was decided: what was gathered is handed over with it.
 pub(super) fn round(recorder: &mut Recorder, engine: &Engine) {
     for decision in engine.decisions() {
         recorder.add(Entry::Decision(decision));
     }
+    memories(recorder, engine);
     recorder.flush();
 }
 

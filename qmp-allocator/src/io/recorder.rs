@@ -172,6 +172,9 @@ impl Files {
             block(&self.encoder.begin(&self.head), &mut bytes)?;
         }
         let mut content = Vec::new();
+        if self.open.is_none() {
+            self.encoder.resume(&mut content);
+        }
         for entry in batch {
             self.encoder.add(entry, &mut content);
         }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::decision::Decision;
 use super::engine::VmSpec;
 use super::policy::tenant::Tenants;
-use super::policy::{Strategy, Tuning, Words};
+use super::policy::{Memory, Strategy, Tuning, Words};
 use super::rate::Sample;
 
 /// What a file begins with.
@@ -57,6 +57,8 @@ pub enum Entry {
     Sample(VmName, Sample),
     /// A pool's VFs were decided on.
     Decision(Decision),
+    /// What a pool's policy remembers from here on. A file begins with it, and has it once more after its first decision.
+    Memory(String, Memory),
 }
 
 /// What of a VM's registration decisions depend on.
@@ -80,6 +82,7 @@ mod tag {
     pub(super) const VM: u8 = 1;
     pub(super) const GONE: u8 = 2;
     pub(super) const DECISION: u8 = 3;
+    pub(super) const MEMORY: u8 = 4;
     /// The bit that makes it a sample; the others say what of it there is.
     pub(super) const SAMPLE: u8 = 0x80;
     /// Three bits a path, from this one on.

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use flexvf_protocol::VmName;
 
-use super::policy::Words;
+use super::policy::tenant::Tenants;
+use super::policy::{Memory, Strategy, Words};
 use super::rate::{Count, RateMeter, Sample, Trust};
 
 /// Something that says how busy VMs are.
@@ -39,12 +40,16 @@ pub struct Times {
 }
 
 /// A workload, measured.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Demand {
     /// The VMs.
     pub vms: Vec<Guest>,
     /// Interval by interval.
     pub intervals: Vec<Interval>,
+    /// What its tenants are due.
+    pub tenants: Tenants,
+    /// What one strategy remembers at the beginning.
+    pub start: Option<(Strategy, Memory)>,
 }
 
 /// One of its VMs.
@@ -83,7 +88,7 @@ pub fn measure(source: &mut dyn Source, times: &Times, vfs: usize, weights: &[u3
     let vms = vms
         .map(|(name, weight)| Guest { name, words: Words { weight, ..Words::default() } })
         .collect();
-    let mut demand = Demand { vms, intervals: Vec::new() };
+    let mut demand = Demand { vms, ..Demand::default() };
     let mut second = 0;
     sample(&mut meters, second);
     while second + samples * sample_s <= times.total_s {

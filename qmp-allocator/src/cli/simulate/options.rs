@@ -47,7 +47,7 @@ impl Options {
         let host = self.host();
         let row = |(policy, rules): (&'static str, Rules)| Row {
             policy,
-            outcome: play(&rules, demand, &host),
+            outcome: play(&Rules { tenants: demand.tenants.clone(), ..rules }, demand, &host),
         };
         self.policies(interval).map(row).collect()
     }

@@ -7,7 +7,7 @@ use super::vm::Vm;
 use super::{Engine, Pool};
 use crate::logic::decision::Decision;
 use crate::logic::outlook::Question;
-use crate::logic::policy::Candidate;
+use crate::logic::policy::{Candidate, Memory};
 
 /// What a decision went by.
 #[derive(Debug)]
@@ -29,6 +29,11 @@ impl Engine {
             Some(Decision::new(name, *round, ms(*at), strategy, *vfs, candidates, ranking))
         };
         self.pools.iter().filter_map(decision).collect()
+    }
+
+    /// What each pool's policy remembers.
+    pub fn memories(&self) -> impl Iterator<Item = (&str, &Memory)> {
+        self.pools.iter().map(|(name, pool)| (name.as_str(), &pool.memory))
     }
 
     /// What the next decision of each pool would go by, if it were made now.

@@ -6,6 +6,7 @@ use flexvf_protocol::VmName;
 
 use super::{Head, Member, tag};
 use crate::logic::decision::Decision;
+use crate::logic::policy::Memory;
 use crate::logic::rate::{Count, Sample, Trust};
 
 /// Something that happened, to a VM by its number in the file.
@@ -19,6 +20,8 @@ pub enum Item {
     Sample(usize, Sample),
     /// A pool's VFs were decided on.
     Decision(Decision),
+    /// What a pool's policy remembers from here on.
+    Memory(String, Memory),
 }
 
 /// What is wrong with a block whose checksum is right: another program wrote it.
@@ -72,6 +75,13 @@ impl Decoder {
                 let json = bytes.text().ok_or(CUT)?;
                 let decision = serde_json::from_slice(json);
                 decision.map(Item::Decision).map_err(|_| "a decision that is none")
+            }
+            tag::MEMORY => {
+                let pool = std::str::from_utf8(bytes.text().ok_or(CUT)?);
+                let pool = pool.map_err(|_| "a pool's name that is none")?.to_owned();
+                let memory = serde_json::from_slice(bytes.text().ok_or(CUT)?);
+                let memory = memory.map_err(|_| "a policy's memory that is none")?;
+                Ok(Item::Memory(pool, memory))
             }
             flags if flags & tag::SAMPLE != 0 => self.sample(flags, bytes),
             _ => Err("an unknown kind of entry"),

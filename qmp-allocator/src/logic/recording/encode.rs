@@ -6,6 +6,7 @@ use std::time::Duration;
 use flexvf_protocol::VmName;
 
 use super::{Entry, Head, Member, tag};
+use crate::logic::policy::Memory;
 use crate::logic::rate::{Count, Sample, Trust};
 
 /// Writes entries, file after file.
@@ -16,6 +17,8 @@ pub struct Encoder {
     /// VMs that this file has named.
     named: BTreeMap<VmName, Named>,
     at_us: u64,
+    /// Of each pool the last one, and whether this file has it.
+    memories: BTreeMap<String, (Memory, bool)>,
 }
 
 #[derive(Debug)]
@@ -32,6 +35,14 @@ impl Encoder {
         self.at_us = 0;
         // Texts and numbers always have a JSON form.
         serde_json::to_vec(head).unwrap_or_default()
+    }
+
+    /// What a file begins with behind its first block: a policy goes on where the last file ended.
+    pub fn resume(&mut self, out: &mut Vec<u8>) {
+        for (pool, (memory, is_written)) in &mut self.memories {
+            *is_written = false;
+            remember(pool, memory, out);
+        }
     }
 
     /// Adds an entry to a block.
@@ -53,6 +64,14 @@ impl Encoder {
                 }
             }
             Entry::Sample(vm, sample) => self.sample(vm, sample, out),
+            Entry::Memory(pool, memory) => {
+                // Each decision changes it; a reader can follow from one on.
+                let known = self.memories.entry(pool.clone()).or_default();
+                if !known.1 {
+                    remember(pool, memory, out);
+                }
+                *known = (memory.clone(), true);
+            }
             Entry::Decision(decision) => {
                 out.push(tag::DECISION);
                 text(&serde_json::to_vec(decision).unwrap_or_default(), out);
@@ -89,6 +108,12 @@ impl Encoder {
             *first |= pv | vf;
         }
     }
+}
+
+fn remember(pool: &str, memory: &Memory, out: &mut Vec<u8>) {
+    out.push(tag::MEMORY);
+    text(pool.as_bytes(), out);
+    text(&serde_json::to_vec(memory).unwrap_or_default(), out);
 }
 
 /// Writes a path's count; what its tag says.

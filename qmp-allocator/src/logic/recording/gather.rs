@@ -12,7 +12,8 @@ use flexvf_protocol::VmName;
 use super::decode::Item;
 use super::{Head, Member};
 use crate::logic::decision::Decision;
-use crate::logic::policy::{Pin, Words};
+use crate::logic::policy::tenant::Tenants;
+use crate::logic::policy::{Memory, Pin, Strategy, Words};
 use crate::logic::rate::{RateMeter, Sample};
 use crate::logic::simulate::{Demand, Guest, Interval};
 
@@ -63,6 +64,8 @@ struct Pool {
     /// None known: 0.
     vfs: usize,
     intervals: Vec<Interval>,
+    /// What the daemon's strategy remembered before them.
+    start: Option<(Strategy, Memory)>,
 }
 
 #[derive(Debug)]
@@ -116,15 +119,17 @@ impl Gatherer {
             Item::Gone(_) => {}
             Item::Sample(number, sample) => self.sample(number, sample),
             Item::Decision(decision) => self.decision(&decision),
+            Item::Memory(pool, memory) => self.memory(&pool, memory),
         }
     }
 
     /// What was gathered, pool by pool; those without two intervals are left out.
     pub fn finish(self) -> Vec<Gathered> {
-        let recorded = self.head.map(|head| head.interval);
+        let recorded = self.head.as_ref().map(|head| head.interval);
+        let tenants = self.head.map(|head| head.tenants).unwrap_or_default();
         let Some(interval) = self.cut.interval.or(recorded) else { return Vec::new() };
         let gathered = self.pools.into_iter().filter(|pool| pool.intervals.len() > 1);
-        gathered.map(|pool| pool.finish(interval)).collect()
+        gathered.map(|pool| pool.finish(interval, &tenants)).collect()
     }
 
     fn register(&mut self, number: usize, vm: VmName, member: Member) {
@@ -157,6 +162,16 @@ impl Gatherer {
         }
     }
 
+    /// The last one before the first whole interval is where a replay begins.
+    fn memory(&mut self, pool: &str, memory: Memory) {
+        let strategy = self.head.as_ref().map(|head| head.strategy);
+        let found = self.pools.iter_mut().find(|it| it.name == pool && it.intervals.is_empty());
+        // With other intervals counts of rounds mean something else.
+        if let (Some(pool), Some(strategy), None) = (found, strategy, self.cut.interval) {
+            pool.start = Some((strategy, memory));
+        }
+    }
+
     fn decision(&mut self, decision: &Decision) {
         let Some(pool) = self.pools.iter_mut().find(|pool| pool.name == decision.pool) else {
             return;
@@ -184,6 +199,7 @@ impl Pool {
             is_part: true,
             vfs: cut.vfs.unwrap_or(0),
             intervals: Vec::new(),
+            start: None,
         }
     }
 
@@ -236,14 +252,16 @@ impl Pool {
         }
     }
 
-    fn finish(mut self, interval: Duration) -> Gathered {
+    fn finish(mut self, interval: Duration, tenants: &Tenants) -> Gathered {
+        let tenants = tenants.of_pool(&self.name);
         let count = self.vms.len();
         for interval in &mut self.intervals {
             interval.sent_pps.resize(count, 0.0);
             interval.seen_pps.resize(count, None);
         }
         let vms = self.vms.into_iter().map(|vm| vm.guest).collect();
-        Gathered { pool: self.name, demand: Demand { vms, intervals: self.intervals }, interval }
+        let demand = Demand { vms, intervals: self.intervals, start: self.start, tenants };
+        Gathered { pool: self.name, demand, interval }
     }
 }
 

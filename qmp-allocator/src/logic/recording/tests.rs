@@ -8,8 +8,10 @@ use super::gather::{Cut, Gathered, Gatherer};
 use super::*;
 use crate::logic::decision::tests::decision;
 use crate::logic::policy::tenant::Tenants;
-use crate::logic::policy::{Pin, Strategy};
+use crate::logic::policy::{Candidate, Pin, Rules, Strategy, rank};
 use crate::logic::rate::{Count, RateMeter, Trust};
+use crate::logic::simulate::Demand;
+use crate::logic::simulate::play::{Host, as_decided, play as replay};
 
 fn name(text: &str) -> VmName {
     text.parse().unwrap()
@@ -60,6 +62,7 @@ fn decoded(bytes: &[u8]) -> Vec<Entry> {
             Item::Gone(number) => Entry::Gone(names[number].clone()),
             Item::Sample(number, sample) => Entry::Sample(names[number].clone(), sample),
             Item::Decision(decision) => Entry::Decision(decision),
+            Item::Memory(pool, memory) => Entry::Memory(pool, memory),
         });
     };
     Decoder::default().read(bytes, take).unwrap();
@@ -321,4 +324,101 @@ fn rates_are_those_that_the_daemon_went_by() {
     let intervals = gathered.demand.intervals.iter();
     let found: Vec<_> = intervals.map(|it| (it.sent_pps[0], it.seen_pps[0])).collect();
     assert_eq!(found, wanted[1..]);
+}
+
+/// A daemon that decides on three VMs, the rates of whom change, every ten seconds; and the files of its recorder.
+fn daemon_of(strategy: Strategy, rounds: u64, file_every: u64) -> Vec<Vec<u8>> {
+    let rules = Rules {
+        strategy,
+        tuning: Tuning { max_wait: Duration::from_secs(20), ..Tuning::default() },
+        interval: Duration::from_secs(10),
+        tenants: Tenants::default(),
+    };
+    let (mut memory, mut encoder, mut files) = (Memory::default(), Encoder::default(), Vec::new());
+    let mut counts = [0; 3];
+    let vms = ["a", "b", "c"];
+    let words = |weight| Words { weight, ..Words::default() };
+    for round in 0..rounds {
+        if round % file_every == 0 {
+            encoder.begin(&Head { strategy, ..head(0) });
+            let mut file = Vec::new();
+            encoder.resume(&mut file);
+            files.push(file);
+        }
+        let mut entries: Vec<Entry> = Vec::new();
+        for (vm, weight) in vms.iter().zip([1, 2, 4]) {
+            entries.push(Entry::Vm(name(vm), Member { words: words(weight), ..member() }));
+        }
+        let rate = |vm: usize| (7 * (vm as u64 + 1) * (round + 3)) % 31 + 1;
+        for second in 0..=9 {
+            for (vm, count) in counts.iter_mut().enumerate() {
+                *count += if second > 0 || round > 0 { rate(vm) } else { 0 };
+                entries.push(sample(vms[vm], (round * 10 + second) * 1000, host(1, *count), None));
+            }
+        }
+        let candidates: Vec<_> = (0..3)
+            .map(|vm| Candidate {
+                vm: name(vms[vm]),
+                rate_pps: Some(rate(vm) as f64),
+                holds_vf: false,
+                words: words([1, 2, 4][vm]),
+                switch_took: None,
+            })
+            .collect();
+        let ranking = rank(&rules, &candidates, 1, &mut memory);
+        let chosen = (&ranking.vms[..], ranking.winners);
+        entries.push(Entry::Decision(Decision::new(
+            "default",
+            round,
+            round * 10_000,
+            strategy,
+            1,
+            &candidates,
+            chosen,
+        )));
+        entries.push(Entry::Memory("default".into(), memory.clone()));
+        let file = files.last_mut().unwrap();
+        entries.iter().for_each(|entry| encoder.add(entry, file));
+    }
+    files
+}
+
+#[test]
+fn a_replay_from_the_middle_decides_as_the_daemon_did() {
+    for strategy in [Strategy::Fair, Strategy::Weighted, Strategy::Hybrid] {
+        for file_every in 3..9 {
+            let files = daemon_of(strategy, 60, file_every);
+            let mut differs_without = false;
+            for first in 1..files.len() {
+                let mut gatherer = Gatherer::new(Cut {
+                    interval: None,
+                    rate_time_constant: Duration::ZERO,
+                    vfs: None,
+                    link_mbps: 100_000,
+                });
+                for file in &files[first..] {
+                    gatherer.begin(Head { strategy, ..head(0) });
+                    Decoder::default().read(file, |item| gatherer.take(item)).unwrap();
+                }
+                let gathered = gatherer.finish();
+                let Some(Gathered { demand, interval, .. }) = gathered.first() else { continue };
+                let host = Host { switch_s: 0.0, wants_pps: 1.0 };
+                let rules = Rules {
+                    strategy,
+                    tuning: Tuning { max_wait: Duration::from_secs(20), ..Tuning::default() },
+                    interval: *interval,
+                    tenants: Tenants::default(),
+                };
+                let decided = as_decided(demand, &host, *interval).unwrap();
+                assert_eq!(
+                    replay(&rules, demand, &host),
+                    decided,
+                    "{strategy:?}, from file {first} on"
+                );
+                let forgetful = Demand { start: None, ..demand.clone() };
+                differs_without |= replay(&rules, &forgetful, &host) != decided;
+            }
+            assert!(differs_without, "{strategy:?}: nothing was remembered");
+        }
+    }
 }

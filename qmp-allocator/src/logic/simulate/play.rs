@@ -7,7 +7,7 @@ use flexvf_protocol::VmName;
 use serde::Serialize;
 
 use super::{Demand, Guest, Interval};
-use crate::logic::policy::{Candidate, Memory, Rules, rank};
+use crate::logic::policy::{Candidate, Rules, rank};
 
 /// The host's side of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,7 +36,8 @@ pub struct Outcome {
 /// Plays a policy over a workload. In the first interval nobody has a VF.
 pub fn play(rules: &Rules, demand: &Demand, host: &Host) -> Outcome {
     let mut candidates: Vec<Candidate> = demand.vms.iter().map(newcomer).collect();
-    let mut memory = Memory::default();
+    let start = demand.start.as_ref().filter(|(strategy, _)| *strategy == rules.strategy);
+    let mut memory = start.map(|(_, memory)| memory.clone()).unwrap_or_default();
     let decide = |seen: &Interval, holders: &[bool]| {
         for ((candidate, pps), holds) in candidates.iter_mut().zip(&seen.seen_pps).zip(holders) {
             (candidate.rate_pps, candidate.holds_vf) = (*pps, *holds);
@@ -170,7 +171,8 @@ mod tests {
             chosen: None,
         };
         let vms = (0..rates[0].len()).map(guest).collect();
-        Demand { vms, intervals: rates.iter().map(interval).collect() }
+        let intervals = rates.iter().map(interval).collect();
+        Demand { vms, intervals, ..Demand::default() }
     }
 
     fn rules(strategy: Strategy) -> Rules {
