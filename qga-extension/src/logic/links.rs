@@ -315,6 +315,31 @@ mod tests {
         assert_eq!(View::new(links, &selector).pv().unwrap().index, 3);
     }
 
+    /// As many agents, each with a port of its own to the host.
+    #[test]
+    fn each_of_several_pairs_has_its_own_bond_pv_and_vf() {
+        let macs = |pair: u8| [pair, pair + 8].map(|last| MacAddr::new([2, 0xf1, 0, 0, 0, last]));
+        let mut links = Vec::new();
+        for pair in 1..=2 {
+            let ([pv, vf], first) = (macs(pair), u32::from(pair) * 10);
+            links.push(bond(first, &format!("bond{pair}")));
+            links.push(port(nic(first + 1, pv, "virtio"), first));
+            links.push(port(nic(first + 2, vf, PCI_BUS), first));
+        }
+        for pair in 1..=2 {
+            let ([pv, vf], first) = (macs(pair), u32::from(pair) * 10);
+            let selector = Selector { bond: None, pv: PvSelector::Mac(pv) };
+            let view = View::new(links.clone(), &selector);
+            assert_eq!(view.bond().unwrap().index, first);
+            assert_eq!(view.pv().unwrap().index, first + 1);
+            let vfs: Vec<u32> = view.vf_ports().map(|link| link.index).collect();
+            assert_eq!(vfs, [first + 2]);
+            assert_eq!(view.vf_state(vf), VfState::Joined);
+            // The other pair's is there, and not this one's.
+            assert_eq!(view.vf_state(macs(3 - pair)[1]), VfState::Present);
+        }
+    }
+
     #[test]
     fn a_port_is_ready_only_when_the_bond_itself_sees_it_up() {
         let mut vf = port(nic(4, VF_MAC, PCI_BUS), 2);

@@ -283,6 +283,7 @@ impl VmTask {
             (Order::Observe, Some(vmm)) => self.observe(vmm).await,
             (Order::Observe, None) => {}
             (Order::Reconfigure(config), vmm) => {
+                self.look_due |= self.config.agent != config.agent;
                 self.config = config;
                 self.pointed = None;
                 self.page = StatsPage::default();

@@ -3,7 +3,10 @@
 //!
 //! `scripts/testbed/debian-image` makes it. The guest has a wish for NICs of the VFs' kinds (an address for
 //! each), which must not get hold of a VF; the agent must run as its unit says; both agents answer; the guest
-//! goes to its VF and back; and an agent that is started anew is noticed, and the guest still switches.
+//! goes to its VF and back; an agent that is started anew is noticed, and the guest still switches. What is
+//! around the agent is in [`hygiene`].
+
+mod hygiene;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -43,7 +46,7 @@ pub fn play(options: &Options, host: &Host) -> Result<Outcome> {
     );
     let options = Options { guests: 1, ..options.clone() };
     let config = host.daemon_config("activity", INTERVAL_S);
-    let mut stage = Stage::build_with(&options, host, &config, |number| {
+    let stage = Stage::build_with(&options, host, &config, |number| {
         let stock = host.run.join("stock.sock");
         let mut more = shell_options(host, number);
         more.extend(
@@ -52,6 +55,10 @@ pub fn play(options: &Options, host: &Host) -> Result<Outcome> {
                 &format!("socket,id=stock,path={},server=on,wait=off", stock.display()),
                 "-device",
                 "virtserialport,chardev=stock,name=org.qemu.guest_agent.0",
+                "-chardev",
+                "null,id=second",
+                "-device",
+                "virtserialport,chardev=second,name=io.flexvf.agent.1",
             ]
             .map(str::to_owned),
         );
@@ -59,12 +66,16 @@ pub fn play(options: &Options, host: &Host) -> Result<Outcome> {
     })?;
     let (vm, _) = identity(1)?;
     let shell = Shell::connect(&shell_socket(&stage.host, vm.as_str()))?;
-    stage.start_daemon()?;
     let mut run = Run { stage, vm, shell };
     let mut failures = run.unit()?;
     failures.extend(run.stock_agent(host)?);
+    failures.extend(run.idle()?);
+    run.stage.start_daemon()?;
     failures.extend(run.on_vf()?);
     failures.extend(run.agent_started_anew()?);
+    failures.extend(run.network_manager()?);
+    failures.extend(run.package()?);
+    failures.extend(run.stock_agent_counts()?);
     let (mut stage, switches) = (run.stage, run.vm);
     let undone = stage.watch.switches().filter(|it| it.switch.outcome != "done");
     failures.extend(undone.map(|it| format!("{switches}: a switch ended so: {:?}", it.switch)));
@@ -95,6 +106,11 @@ impl Run {
             "grep -E 'VmRSS|CapEff|CapBnd|Seccomp:' /proc/$(systemctl show -P MainPID qga-extension)/status",
         )?;
         self.stage.say(format!("the agent: {}", process.trim().replace(['\n', '\t'], " ")));
+        // Of a second pair, if there were one.
+        let second = self
+            .shell
+            .run("systemctl is-active qga-extension@io.flexvf.agent.1.service || true")?;
+        ensure!(second.trim() == "active", "the second agent's unit is {}", second.trim());
         let missing =
             PROMISED.iter().filter(|promise| !shown.lines().any(|line| line == **promise));
         Ok(missing

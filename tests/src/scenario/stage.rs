@@ -124,13 +124,22 @@ impl Stage {
 
     /// The operator's word, under another name first: the daemon must never read half a file.
     pub fn pin(&mut self, vm: &VmName, path: &str) -> Result<()> {
+        self.rewrite(vm, |line| match line.starts_with("pin ") {
+            true => None,
+            false if line.starts_with("mac ") => Some(format!("{line}\npin = \"{path}\"")),
+            false => Some(line.to_owned()),
+        })
+    }
+
+    /// Changes the lines of a VM's registration, or takes them out.
+    pub fn rewrite(&mut self, vm: &VmName, change: impl Fn(&str) -> Option<String>) -> Result<()> {
         let text = self.guest(vm)?.registration();
         let text = text.with_context(|| format!("{vm} is not registered"))?;
-        let lines = text.lines().filter(|line| !line.starts_with("pin "));
-        let text = lines.fold(String::new(), |text, line| text + line + "\n");
+        let lines = text.lines().filter_map(change);
+        let text = lines.fold(String::new(), |text, line| text + &line + "\n");
         let folder = self.host.vms_dir();
         let new = folder.join(format!(".{vm}.new"));
-        std::fs::write(&new, format!("{text}pin = \"{path}\"\n"))?;
+        std::fs::write(&new, text)?;
         Ok(std::fs::rename(&new, folder.join(format!("{vm}.toml")))?)
     }
 

@@ -13,7 +13,7 @@ use crate::io::proc;
 use crate::logic::engine::{Event, Held};
 use crate::logic::memlock;
 use crate::logic::vf::VfId;
-use crate::vmm::{Hypervisor, PluggedKind, Port, PortState, QmpVmm, VmmError};
+use crate::vmm::{Hypervisor, PluggedDevice, PluggedKind, Port, PortState, QmpVmm, VmmError};
 
 impl VmTask {
     /// Tells the engine what QEMU has.
@@ -27,14 +27,7 @@ impl VmTask {
                 return self.send(Event::Lost { vm, exited: false, reason }).await;
             }
         };
-        let mut held = seen.devices.iter().filter_map(|device| {
-            let vf = match &device.kind {
-                PluggedKind::Vfio { host } => VfId::new(host.as_ref()?),
-                PluggedKind::Nic { tap, .. } => VfId::new(tap.as_ref()?),
-            };
-            Some(Held { vf, port: device.port.clone().unwrap_or_default() })
-        });
-        let held = held.next();
+        let held = held(&seen.devices, &self.config.ports, self.holds.as_ref());
         if held.is_none() && self.shared.host.is_dry_run() {
             // There is no switch to end with it.
             self.holds = None;
@@ -145,6 +138,20 @@ impl VmTask {
     }
 }
 
+/// FlexVF's device of this registration. Another NIC of the same QEMU may have a registration, ports and a VF of
+/// its own; what was plugged before the ports were listed otherwise stays this one's.
+fn held(devices: &[PluggedDevice], ports: &[String], holds: Option<&VfId>) -> Option<Held> {
+    devices.iter().find_map(|device| {
+        let vf = match &device.kind {
+            PluggedKind::Vfio { host } => VfId::new(host.as_ref()?),
+            PluggedKind::Nic { tap, .. } => VfId::new(tap.as_ref()?),
+        };
+        let is_own = device.port.as_ref().is_none_or(|port| ports.contains(port));
+        let port = device.port.clone().unwrap_or_default();
+        (is_own || holds == Some(&vf)).then_some(Held { vf, port })
+    })
+}
+
 fn complaint(port: &Port) -> Option<String> {
     match &port.state {
         PortState::Missing => Some(VmmError::PortMissing(port.id.clone()).to_string()),
@@ -157,3 +164,28 @@ fn complaint(port: &Port) -> Option<String> {
 
 /// Between two times that the host's entries for a guest on PV are made.
 const POINT_PERIOD: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(tap: &str, port: &str) -> PluggedDevice {
+        let kind = PluggedKind::Nic { model: "e1000e".into(), tap: Some(tap.into()), mac: None };
+        PluggedDevice { id: format!("flexvf-tap-{tap}"), port: Some(port.into()), kind }
+    }
+
+    #[test]
+    fn a_vf_in_another_registrations_port_is_not_this_ones() {
+        let devices = [device("vf0", "rp1"), device("vf1", "rp2")];
+        let of = |port: &str, holds| {
+            let found = held(&devices, &[port.to_owned()], holds);
+            found.map(|held| (held.vf.to_string(), held.port))
+        };
+        assert_eq!(of("rp1", None), Some(("vf0".into(), "rp1".into())));
+        assert_eq!(of("rp2", None), Some(("vf1".into(), "rp2".into())));
+        assert_eq!(of("rp3", None), None);
+        // Its ports were listed otherwise while it had a VF.
+        let vf = VfId::new("vf1");
+        assert_eq!(of("rp3", Some(&vf)), Some(("vf1".into(), "rp2".into())));
+    }
+}

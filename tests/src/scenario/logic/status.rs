@@ -71,6 +71,9 @@ pub struct Vm {
     /// Packets a second between the last two samples.
     #[serde(default)]
     pub rate_pps: Option<f64>,
+    /// Who counts PV.
+    #[serde(default)]
+    pub pv_counted_by: Option<String>,
     /// Rounds that it ended on a VF.
     #[serde(default)]
     pub turns: u64,
