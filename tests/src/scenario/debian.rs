@@ -4,7 +4,7 @@
 //! `scripts/testbed/debian-image` makes it. The guest has a wish for NICs of the VFs' kinds (an address for
 //! each), which must not get hold of a VF; the agent must run as its unit says; both agents answer; the guest
 //! goes to its VF and back; an agent that is started anew is noticed, and the guest still switches. What is
-//! around the agent is in [`hygiene`].
+//! around the agent is in `hygiene`.
 
 mod hygiene;
 
