@@ -73,9 +73,13 @@ pub fn play(options: &Options, host: &Host) -> Result<Outcome> {
     run.stage.start_daemon()?;
     failures.extend(run.on_vf()?);
     failures.extend(run.agent_started_anew()?);
-    failures.extend(run.network_manager()?);
-    failures.extend(run.package()?);
-    failures.extend(run.stock_agent_counts()?);
+    if run.shell.run("test -e /usr/sbin/NetworkManager && echo there || true")?.is_empty() {
+        run.stage.say("NOT TRIED: dpkg, NetworkManager, OpenRC, a stock agent that counts: debian-image --hygiene");
+    } else {
+        failures.extend(run.network_manager()?);
+        failures.extend(run.package()?);
+        failures.extend(run.stock_agent_counts()?);
+    }
     let (mut stage, switches) = (run.stage, run.vm);
     let undone = stage.watch.switches().filter(|it| it.switch.outcome != "done");
     failures.extend(undone.map(|it| format!("{switches}: a switch ended so: {:?}", it.switch)));

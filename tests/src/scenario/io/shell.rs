@@ -1,14 +1,16 @@
 //! A shell in the guest that does not need its network: see `serve_shell` in testbed/guest-init.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// A guest that boots under emulation answers after this at the latest.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// A line that comes while the guest opens its port anew is lost; it is sent again after this.
+const GREETING: Duration = Duration::from_secs(5);
 /// Before the exit status of a command.
 const STATUS: &str = "flexvf-status ";
 
@@ -17,13 +19,42 @@ const STATUS: &str = "flexvf-status ";
 pub struct Shell(BufReader<UnixStream>);
 
 impl Shell {
-    /// Connects; commands wait in the socket until the guest is up.
+    /// Connects, and waits until the guest's shell listens.
     pub fn connect(path: &Path) -> Result<Self> {
         let stream = UnixStream::connect(path);
         let stream = stream.with_context(|| format!("connect to {}", path.display()))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self(BufReader::new(stream)))
+        let mut shell = Self(BufReader::new(stream));
+        shell.greet()?;
+        shell.0.get_ref().set_read_timeout(Some(PATIENCE))?;
+        Ok(shell)
+    }
+
+    /// Greets until the last greeting is answered; those before it are answered before it, or lost.
+    fn greet(&mut self) -> Result<()> {
+        self.0.get_ref().set_read_timeout(Some(GREETING))?;
+        let begin = Instant::now();
+        for number in 0.. {
+            let hello = format!("flexvf-hello {number}");
+            self.send(&format!("echo {hello}"))?;
+            let mut line = String::new();
+            let heard = loop {
+                line.clear();
+                match self.0.read_line(&mut line) {
+                    Ok(0) => bail!("the guest's shell port was closed"),
+                    Ok(_) if line.trim_end() == hello => break true,
+                    Ok(_) => {}
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => break false,
+                    Err(error) => return Err(error).context("hear the guest's shell"),
+                }
+            };
+            if heard {
+                self.0.read_line(&mut line).context("hear the guest's shell")?;
+                return Ok(());
+            }
+            ensure!(begin.elapsed() < PATIENCE, "no shell in the guest after {PATIENCE:?}");
+        }
+        Ok(())
     }
 
     /// Runs a line; what it printed. It fails when the line does.
