@@ -3,7 +3,7 @@
 //! Each such round it is owed its percentage of a turn more, and a turn less whenever it has a VF, by whatever
 //! right; turns are not saved up. Served are those who are owed something, the one first who will be owed a
 //! whole turn soonest. If all guarantees together are more than the VFs, all are cut alike; else a VM
-//! gets its percentage of any rounds in a row, less [`MAX_SHORT_TURNS`] turns.
+//! gets its percentage of any rounds in a row, less two turns.
 
 use std::cmp::Ordering;
 

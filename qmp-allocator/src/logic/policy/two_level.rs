@@ -6,7 +6,7 @@
 //! one soonest. Which of its VMs are served is decided in the same way, by what they are owed of their tenant's share.
 //!
 //! After any number of rounds each tenant, and each VM, has had its share of them to within
-//! [`MAX_ERROR_TURNS`] turns, as long as shares stay as they are.
+//! three turns, as long as shares stay as they are.
 
 use super::weighted::{Claim, MAX_OWED_TURNS, TURN};
 use super::{Candidate, Placed, Quotas, Round, Standing};
